@@ -1,0 +1,1 @@
+"""Reading orbits for training and photos for inference."""

@@ -1,0 +1,122 @@
+"""3D Gaussians: the type, its covariances and the .ply format of 3D Gaussian Splatting.
+
+Shapes: B batch, N Gaussians.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from plyfile import PlyData, PlyElement, PlyParseError
+from torch import Tensor
+
+SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
+PLY_PROPERTIES = (
+    *("x", "y", "z"),
+    *("f_dc_0", "f_dc_1", "f_dc_2"),
+    "opacity",
+    *("scale_0", "scale_1", "scale_2"),
+    *("rot_0", "rot_1", "rot_2", "rot_3"),
+)
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """N Gaussians for each of B scenes, all values after activation."""
+
+    means: Tensor  # [B, N, 3] world positions
+    quats: Tensor  # [B, N, 4] (w, x, y, z), used as they are: see `covariances`
+    scales: Tensor  # [B, N, 3] standard deviations along the Gaussian's axes, world units
+    opacities: Tensor  # [B, N] in [0, 1]
+    rgb: Tensor  # [B, N, 3] in [0, 1]
+
+    @classmethod
+    def from_tensor(cls, x: Tensor) -> Gaussians:
+        """[B, N, 14] in LGM's order: position 3, opacity 1, scale 3, quaternion 4, rgb 3."""
+        if x.ndim != 3 or x.shape[-1] != 14:
+            raise ValueError(f"Gaussians want [B, N, 14], got {tuple(x.shape)}")
+        means, opacities, scales, quats, rgb = x.split([3, 1, 3, 4, 3], dim=-1)
+        return cls(means, quats, scales, opacities[..., 0], rgb)
+
+    def to_tensor(self) -> Tensor:
+        """[B, N, 14], the inverse of `from_tensor`."""
+        return torch.cat([self.means, self.opacities[..., None], self.scales, self.quats, self.rgb], dim=-1)
+
+    def covariances(self) -> Tensor:
+        """[B, N, 3, 3] R S S^T R^T (3DGS eq. 6) with R the polynomial of the *raw* quaternion.
+
+        For a unit quaternion R is its rotation. The release's Gaussians are not unit (docs/faithfulness.md, quirk
+        17) and its kernel does not normalise either, so normalising here would change every one of them.
+        """
+        w, x, y, z = self.quats.unbind(-1)
+        rows = [
+            *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+            *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+            *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+        ]
+        rotation = torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+        half = rotation * self.scales[..., None, :]
+        return half @ half.transpose(-1, -2)
+
+    def scenes(self, index: slice | list[int] | Tensor) -> Gaussians:
+        """The chosen scenes of the batch."""
+        return Gaussians(
+            self.means[index], self.quats[index], self.scales[index], self.opacities[index], self.rgb[index]
+        )
+
+    def detach(self) -> Gaussians:
+        return Gaussians(
+            *(t.detach() for t in (self.means, self.quats, self.scales, self.opacities, self.rgb)),
+        )
+
+    def to(self, *args, **kwargs) -> Gaussians:
+        return Gaussians(
+            *(t.to(*args, **kwargs) for t in (self.means, self.quats, self.scales, self.opacities, self.rgb)),
+        )
+
+
+def save_ply(path: str | Path, gaussians: Gaussians, compatible: bool = True, min_opacity: float = 0.005) -> None:
+    """Writes one scene (B = 1) as a 3DGS .ply, atomically; Gaussians fainter than `min_opacity` are dropped.
+
+    `compatible` stores what viewers expect, the values before activation: logit opacity, log scale and
+    (rgb - 0.5) / SH_C0. Without it the activated values are stored as they are. Release: parity quirk 20.
+    """
+    if gaussians.means.shape[0] != 1:
+        raise ValueError(f"a .ply holds one scene, got a batch of {gaussians.means.shape[0]}")
+    scene = gaussians.to(torch.float32).detach().to("cpu")
+    keep = scene.opacities[0] >= min_opacity
+    means, quats, scales = scene.means[0][keep], scene.quats[0][keep], scene.scales[0][keep]
+    opacity, rgb = scene.opacities[0][keep, None], scene.rgb[0][keep]
+    if compatible:
+        opacity = torch.log(opacity / (1 - opacity + 1e-8) + 1e-8)  # logit, guarded as the release does
+        scales = torch.log(scales + 1e-8)
+        rgb = (rgb - 0.5) / SH_C0
+    rows = torch.cat([means, rgb, opacity, scales, quats], dim=-1).numpy()
+    vertices = np.empty(len(rows), dtype=[(name, "<f4") for name in PLY_PROPERTIES])
+    for i, name in enumerate(PLY_PROPERTIES):
+        vertices[name] = rows[:, i]
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        PlyData([PlyElement.describe(vertices, "vertex")], text=False, byte_order="<").write(str(temporary))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_ply(path: str | Path, compatible: bool = True) -> Gaussians:
+    """Reads what `save_ply` wrote (B = 1). Raises ValueError naming the file if it is not such a .ply."""
+    try:
+        vertex = PlyData.read(str(path))["vertex"]
+        columns = [np.asarray(vertex[name], dtype=np.float32) for name in PLY_PROPERTIES]
+    except (PlyParseError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a 3D Gaussian .ply with {', '.join(PLY_PROPERTIES)}: {error}") from error
+    rows = torch.from_numpy(np.stack(columns, axis=-1))
+    means, rgb, opacity, scales, quats = rows.split([3, 3, 1, 3, 4], dim=-1)
+    if compatible:
+        opacity, scales, rgb = opacity.sigmoid(), scales.exp(), SH_C0 * rgb + 0.5
+    return Gaussians(means[None], quats[None], scales[None], opacity[None, :, 0], rgb[None])

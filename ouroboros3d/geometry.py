@@ -1,0 +1,101 @@
+"""Rays, their Plücker coordinates and embedding, and depth to canonical coordinates maps.
+
+The release's two unusual formulas live here by name beside the textbook ones (docs/faithfulness.md, quirks 3 and 7).
+Shapes: B batch, V views, H = W = size pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ouroboros3d.cameras import Cameras
+
+
+def pixel_grid(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixel centres of the unit image, (u, v) each [size, size]: u grows along columns, v along rows."""
+    centres = (torch.arange(size, device=like.device, dtype=like.dtype) + 0.5) / size
+    v, u = torch.meshgrid(centres, centres, indexing="ij")
+    return u, v
+
+
+def camera_points(cameras: Cameras, u: Tensor, v: Tensor) -> Tensor:
+    """Points at depth 1 behind image positions (u, v) [H, W] in camera axes, [B, V, H, W, 3]."""
+    fx, fy, cx, cy = (cameras.K[..., i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    x, y = (u - cx) / fx, (v - cy) / fy
+    return torch.stack([x, y, torch.ones_like(x)], dim=-1)
+
+
+def camera_rays(cameras: Cameras, size: int) -> tuple[Tensor, Tensor]:
+    """Origins and unit directions in the world through the pixel centres, each [B, V, size, size, 3]."""
+    points = camera_points(cameras, *pixel_grid(size, cameras.K))
+    directions = torch.einsum("bvij,bvhwj->bvhwi", cameras.c2w[..., :3, :3].to(points.dtype), points)
+    origins = cameras.centers.to(points.dtype)[:, :, None, None].expand_as(directions)
+    return origins, torch.nn.functional.normalize(directions, dim=-1)
+
+
+def release_rays(cameras: Cameras, size: int) -> tuple[Tensor, Tensor]:
+    """The rays the release's diffusion model was trained with (quirk 3), shapes as `camera_rays`.
+
+    direction = normalise(R^T p - t): the image's rows are taken for x and its columns for y, the pose is applied
+    transposed, its translation is not added, and the camera position is subtracted all the same. Origins are right.
+    """
+    u, v = pixel_grid(size, cameras.K)
+    points = camera_points(cameras, v, u)
+    origins = cameras.centers.to(points.dtype)[:, :, None, None].expand_as(points)
+    directions = torch.einsum("bvji,bvhwj->bvhwi", cameras.c2w[..., :3, :3].to(points.dtype), points) - origins
+    return origins, torch.nn.functional.normalize(directions, dim=-1)
+
+
+def plucker(origins: Tensor, directions: Tensor) -> Tensor:
+    """Plücker coordinates (o x d, d), [..., 6] (Sec. 3.1 of the paper)."""
+    return torch.cat([torch.linalg.cross(origins, directions), directions], dim=-1)
+
+
+def plucker_maps(cameras: Cameras, size: int) -> Tensor:
+    """[B, V, 6, size, size] Plücker maps of the true rays, the reconstructor's input (LGM, Sec. 3.2)."""
+    return plucker(*camera_rays(cameras, size)).permute(0, 1, 4, 2, 3)
+
+
+def harmonic_embedding(x: Tensor, octaves: int) -> Tensor:
+    """[..., C] -> [..., C * (2 * octaves + 1)]: sines, cosines, then x itself, the frequencies 1, 2, 4, ...
+    of one number together (NeRF eq. 4 without pi)."""
+    frequencies = 2.0 ** torch.arange(octaves, device=x.device, dtype=x.dtype)
+    phases = (x[..., None] * frequencies).flatten(-2)
+    return torch.cat([phases.sin(), phases.cos(), x], dim=-1)
+
+
+RAY_CONVENTIONS = {"release": release_rays, "textbook": camera_rays}
+
+
+def embedded_rays(cameras: Cameras, size: int, octaves: int, convention: str) -> Tensor:
+    """[B, V, size, size, 6 * (2 * octaves + 1)]: what a Plücker MLP of the diffusion model sees at one resolution."""
+    return harmonic_embedding(plucker(*RAY_CONVENTIONS[convention](cameras, size)), octaves)
+
+
+def coordinates_map(depth: Tensor, cameras: Cameras, convention: str = "release", alpha: Tensor | None = None) -> Tensor:
+    """Canonical coordinates map of the rendered depth (Sec. 3.3): [B, V, 1, H, W] -> [B, V, 3, H, W] in [0, 1].
+
+    `depth` is accumulated along z and not divided by alpha; empty pixels (depth 0) become 0.5.
+    `release` (quirk 7): pixel *indices* meet intrinsics in image widths, and the result is scaled by 0.001 around
+    0.5, in the dtype of the pose. `textbook`: metric unprojection of depth / alpha at pixel centres, with the cube
+    [-1, 1]^3 mapped to [0, 1]^3; needs `alpha`.
+    """
+    size = depth.shape[-1]
+    c2w = cameras.c2w
+    if convention == "release":
+        index = torch.arange(size, device=depth.device, dtype=c2w.dtype)
+        v, u = torch.meshgrid(index, index, indexing="ij")
+        scale = 0.001
+    elif convention == "textbook":
+        if alpha is None:
+            raise ValueError("the textbook coordinates map needs alpha to turn accumulated depth into depth")
+        depth = depth / alpha.clamp(min=1e-6)
+        depth = depth * (alpha > 0.5)
+        u, v = pixel_grid(size, c2w)
+        scale = 0.5
+    else:
+        raise ValueError(f"coordinates map convention must be 'release' or 'textbook', got {convention!r}")
+    points = camera_points(cameras.to(c2w.dtype), u, v) * depth[:, :, 0, :, :, None].to(c2w.dtype)
+    world = torch.einsum("bvij,bvhwj->bvihw", c2w[..., :3, :3], points) + c2w[..., :3, 3][..., None, None]
+    return ((world * (depth > 0)) * scale + 0.5).clamp(0, 1).to(depth.dtype)
