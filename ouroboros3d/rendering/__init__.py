@@ -1,0 +1,101 @@
+"""Differentiable rendering of 3D Gaussians: one function, three backends.
+
+`cpu` (numba) and `gsplat` (CUDA) are for use, `dense` (float64 torch) is the oracle both are tested against.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ouroboros3d.cameras import Cameras
+from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.interfaces import Rendering
+from ouroboros3d.rendering.rules import RULES, Rules
+
+__all__ = ["BACKENDS", "RULES", "Rules", "render"]
+
+BACKENDS = ("auto", "cpu", "gsplat", "dense")
+
+
+def render(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: int,
+    background: Sequence[float] | Tensor = (1.0, 1.0, 1.0),
+    backend: str = "auto",
+    rules: str = "exact",
+    near: float = 0.2,
+    far: float = math.inf,
+) -> Rendering:
+    """All views of a batch of scenes, `size` x `size` pixels, differentiable in every Gaussian parameter.
+
+    Args:
+        gaussians: B scenes of N Gaussians; N may be 0.
+        cameras: B x V cameras on the same device; no gradient flows to them.
+        background: r, g, b behind the Gaussians.
+        backend: `auto` takes gsplat for tensors on CUDA and cpu otherwise. cpu and gsplat compute in float32
+            whatever the input's dtype, dense in float64; the result has that dtype.
+        rules: which kernel's clamps and extents to follow, see `rules.py`. The gsplat backend only knows its own.
+        near, far: Gaussians with near < z < far in the camera are drawn (world units). The default near is the
+            release's, whose kernel has it built in and ignores the near plane of its projection.
+
+    Returns:
+        rgb composited on the background, not clamped; depth = sum alpha T z, not divided by alpha; alpha.
+
+    Raises:
+        ValueError: shapes that disagree, unknown names, Gaussians that are not finite (checked on CPU tensors).
+        ImportError: gsplat is asked for and cannot be imported.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if rules not in RULES:
+        raise ValueError(f"rules must be one of {', '.join(RULES)}, got {rules!r}")
+    device = gaussians.means.device
+    if backend == "auto":
+        backend = "gsplat" if device.type == "cuda" else "cpu"
+    check_inputs(gaussians, cameras, size, near, far)
+    cameras = Cameras(cameras.c2w.detach(), cameras.K.detach())
+
+    if backend == "cpu":
+        if device.type != "cpu":
+            raise ValueError(f"the cpu renderer wants CPU tensors, got {device}")
+        from ouroboros3d.rendering.cpu import rasterize
+    elif backend == "gsplat":
+        if device.type != "cuda":
+            raise ValueError(f"gsplat renders CUDA tensors only, got {device}; backend='cpu' renders these")
+        from ouroboros3d.rendering.gsplat_backend import rasterize
+    else:
+        from ouroboros3d.rendering.dense import rasterize
+    features, alpha = rasterize(gaussians, cameras, size, RULES[rules], near, far)
+
+    colour = torch.as_tensor(background, dtype=features.dtype, device=device)
+    if colour.shape != (3,):
+        raise ValueError(f"background must be three numbers, got shape {tuple(colour.shape)}")
+    rgb = features[..., :3] + (1 - alpha)[..., None] * colour
+    return Rendering(rgb.movedim(-1, 2), features[..., 3][:, :, None], alpha[:, :, None])
+
+
+def check_inputs(gaussians: Gaussians, cameras: Cameras, size: int, near: float, far: float) -> None:
+    """Raises ValueError for what would otherwise fail far from its cause."""
+    if gaussians.means.ndim != 3:
+        raise ValueError(f"Gaussians want means [B, N, 3], got {tuple(gaussians.means.shape)}")
+    batch, count, _ = gaussians.means.shape
+    wanted = {"means": (3,), "quats": (4,), "scales": (3,), "opacities": (), "rgb": (3,)}
+    for name, last in wanted.items():
+        value = getattr(gaussians, name)
+        if value.shape != (batch, count, *last):
+            raise ValueError(f"Gaussians.{name} must be {(batch, count, *last)}, got {tuple(value.shape)}")
+        if value.device.type == "cpu" and not torch.isfinite(value).all():  # on CUDA this would wait for the device
+            raise ValueError(f"Gaussians.{name} has values that are not finite")
+    if cameras.batch_size != batch:
+        raise ValueError(f"{batch} scenes of Gaussians but cameras for {cameras.batch_size}")
+    if cameras.c2w.device != gaussians.means.device or cameras.K.device != gaussians.means.device:
+        raise ValueError(f"cameras on {cameras.c2w.device} and Gaussians on {gaussians.means.device}")
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size must be a positive number of pixels, got {size!r}")
+    if not 0 < near < far:
+        raise ValueError(f"planes must satisfy 0 < near < far, got near {near} and far {far}")

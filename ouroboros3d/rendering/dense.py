@@ -1,0 +1,116 @@
+"""The oracle: splatting as plain equations in float64 torch, every pixel against every Gaussian.
+
+Slow and memory hungry (N x pixels numbers per view): for tests, not for training. Gradients are autograd's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ouroboros3d.cameras import Cameras
+from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.rendering.rules import AXES_3_33_SIGMA, NO_EXTENT, SQUARE_3_SIGMA, TILE, Rules
+
+PIXELS_PER_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Splats:
+    """Gaussians projected to the image plane, in pixels (pixel centres at integer + 0.5)."""
+
+    means: Tensor  # [B, V, N, 2] (x, y)
+    covariances: Tensor  # [B, V, N, 3] (xx, xy, yy), blur included
+    depths: Tensor  # [B, V, N] z in the camera
+    visible: Tensor  # [B, V, N] bool: between near and far
+
+
+def project(gaussians: Gaussians, cameras: Cameras, size: int, rules: Rules, near: float, far: float) -> Splats:
+    """EWA splatting's affine approximation (Zwicker et al. 2001 eq. 29; 3DGS eq. 5): Sigma' = J W Sigma W^T J^T."""
+    w2c, K = cameras.w2c, cameras.K
+    rotation = w2c[..., None, :3, :3]  # [B, V, 1, 3, 3]
+    x, y, z = ((rotation @ gaussians.means[:, None, ..., None])[..., 0] + w2c[..., None, :3, 3]).unbind(-1)
+    visible = (z > near) & (z < far)
+    z = torch.where(visible, z, torch.ones_like(z))
+    fx, fy, cx, cy = (K[..., i, j, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))  # image widths, [B, V, 1]
+    means = size * torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
+
+    margin = 0.5 * rules.clamp_margin
+    u = torch.minimum(torch.maximum(x / z, -(cx + margin) / fx), (1 - cx + margin) / fx)
+    v = torch.minimum(torch.maximum(y / z, -(cy + margin) / fy), (1 - cy + margin) / fy)
+    row_x, row_y, row_z = rotation.unbind(-2)  # [B, V, 1, 3]
+    jacobian_w = torch.stack(
+        [
+            (size * fx / z)[..., None] * (row_x - u[..., None] * row_z),
+            (size * fy / z)[..., None] * (row_y - v[..., None] * row_z),
+        ],
+        -2,
+    )  # [B, V, N, 2, 3]
+    cov = jacobian_w @ gaussians.covariances()[:, None] @ jacobian_w.transpose(-1, -2)
+    covariances = torch.stack([cov[..., 0, 0] + rules.blur, cov[..., 0, 1], cov[..., 1, 1] + rules.blur], -1)
+    return Splats(means, covariances, z, visible)
+
+
+def tile_boxes(splats: Splats, opacities: Tensor, size: int, rules: Rules) -> Tensor:
+    """[B, V, N, 4] pixels (x0, x1, y0, y1), x0 <= x < x1, outside which the rule cuts a Gaussian off."""
+    mean_x, mean_y = splats.means.detach().unbind(-1)
+    xx, xy, yy = splats.covariances.detach().unbind(-1)
+    tiles = -(-size // TILE)
+    if rules.extent == NO_EXTENT:
+        x0 = y0 = torch.zeros_like(mean_x)
+        x1 = y1 = x0 + tiles
+    elif rules.extent == SQUARE_3_SIGMA:
+        middle = 0.5 * (xx + yy)
+        longest = middle + (middle**2 - (xx * yy - xy * xy)).clamp_min(0.1).sqrt()
+        radius = (3 * longest.sqrt()).ceil()
+        px, py = mean_x - 0.5, mean_y - 0.5  # that kernel's pixel centres are integers
+        x0, x1 = ((px - radius) / TILE).trunc(), ((px + radius + TILE - 1) / TILE).trunc()
+        y0, y1 = ((py - radius) / TILE).trunc(), ((py + radius + TILE - 1) / TILE).trunc()
+    else:
+        assert rules.extent == AXES_3_33_SIGMA
+        sigmas = (2 * (opacities.detach()[:, None] / rules.min_alpha).clamp_min(1).log()).sqrt().clamp_max(3.33)
+        rx, ry = (sigmas * xx.sqrt()).ceil(), (sigmas * yy.sqrt()).ceil()
+        x0, x1 = ((mean_x - rx) / TILE).floor(), ((mean_x + rx) / TILE).ceil()
+        y0, y1 = ((mean_y - ry) / TILE).floor(), ((mean_y + ry) / TILE).ceil()
+    return TILE * torch.stack([x0, x1, y0, y1], -1).clamp(0, tiles).long()
+
+
+def blend(pixels: Tensor, mean: Tensor, cov: Tensor, box: Tensor, opacity: Tensor, rules: Rules) -> Tensor:
+    """[P, N] weights alpha_i T_i (3DGS eq. 3) of depth-sorted Gaussians at `pixels` [P, 2] (centres)."""
+    xx, xy, yy = cov.unbind(-1)
+    det = xx * yy - xy * xy
+    dx, dy = (pixels[:, None] - mean).unbind(-1)
+    power = -0.5 * (yy * dx * dx - 2 * xy * dx * dy + xx * dy * dy) / det
+    alpha = (opacity * power.exp()).clamp_max(rules.max_alpha)
+    px, py = pixels[:, 0, None], pixels[:, 1, None]
+    inside = (px > box[:, 0]) & (px < box[:, 1]) & (py > box[:, 2]) & (py < box[:, 3])
+    alpha = torch.where(inside & (alpha >= rules.min_alpha), alpha, torch.zeros_like(alpha))
+    after = torch.cumprod(1 - alpha, dim=1)
+    before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], dim=1)
+    return torch.where(after >= rules.min_transmittance, alpha * before, torch.zeros_like(alpha))
+
+
+def rasterize(
+    gaussians: Gaussians, cameras: Cameras, size: int, rules: Rules, near: float, far: float
+) -> tuple[Tensor, Tensor]:
+    """Features [B, V, H, W, 4] (rgb without background, depth) and alpha [B, V, H, W], float64."""
+    gaussians, cameras = gaussians.to(torch.float64), cameras.to(torch.float64)
+    splats = project(gaussians, cameras, size, rules, near, far)
+    boxes = tile_boxes(splats, gaussians.opacities, size, rules)
+    centres = torch.arange(size, dtype=torch.float64, device=gaussians.means.device) + 0.5
+    pixels = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).reshape(-1, 2)
+    features, alphas = [], []
+    for b in range(cameras.batch_size):
+        for v in range(cameras.num_views):
+            order = torch.argsort(splats.depths[b, v].detach(), stable=True)
+            order = order[splats.visible[b, v][order]]
+            mean, cov, box = splats.means[b, v, order], splats.covariances[b, v, order], boxes[b, v, order]
+            feature = torch.cat([gaussians.rgb[b, order], splats.depths[b, v, order, None]], -1)
+            for chunk in pixels.split(PIXELS_PER_CHUNK):
+                weights = blend(chunk, mean, cov, box, gaussians.opacities[b, order], rules)
+                features.append(weights @ feature)
+                alphas.append(weights.sum(1))
+    shape = (cameras.batch_size, cameras.num_views, size, size)
+    return torch.cat(features).reshape(*shape, 4), torch.cat(alphas).reshape(shape)

@@ -1,0 +1,68 @@
+"""The CUDA renderer: gsplat (Ye et al. 2024), all views of all scenes in one call.
+
+Written against gsplat 1.5.3's signature of `rasterization`, whose shapes are [..., N, 3] for Gaussians and
+[..., C, 4, 4] for cameras, with `...` our B. gsplat normalises quaternions and our Gaussians may rely on that not
+happening, hence `covars=`, which makes it ignore `quats` and `scales`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ouroboros3d.cameras import Cameras
+from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.rendering.rules import RULES, TILE, Rules
+
+FAR = 1e10  # gsplat's own default; it compiles with fast math, where infinities are not safe
+
+
+def rasterize(
+    gaussians: Gaussians, cameras: Cameras, size: int, rules: Rules, near: float, far: float
+) -> tuple[Tensor, Tensor]:
+    """Features [B, V, H, W, 4] (rgb without background, depth) and alpha [B, V, H, W], float32.
+
+    Follows `RULES["gsplat"]` whatever `rules` says: its clamp and extents are compiled in. `exact` accepts that
+    (differences stay below 1/255 of a Gaussian's contribution, or come from alpha > 0.99); `release` is refused.
+    """
+    if rules == RULES["release"]:
+        raise ValueError("gsplat cannot follow the release's extents; use rules='gsplat' or backend='cpu'")
+    try:
+        from gsplat import rasterization
+    except ImportError as error:
+        raise ImportError(
+            "rendering on CUDA needs gsplat: pip install gsplat==1.5.3 (it compiles its kernels at the first use "
+            "and wants nvcc, see CUDA_HOME); or move the Gaussians to the CPU and use backend='cpu'"
+        ) from error
+
+    batch, count, _ = gaussians.means.shape
+    views = cameras.num_views
+    if count == 0:  # gsplat launches no kernel for nothing, and then fails on empty buffers
+        features = gaussians.rgb.new_zeros(batch, views, size, size, 4, dtype=torch.float32)
+        return features + gaussians.rgb.sum(), features[..., 0]
+    gaussians, cameras = gaussians.to(torch.float32), cameras.to(torch.float32)
+    K = cameras.K.clone()
+    K[..., :2, :] *= size  # image widths to pixels
+    with torch.autocast("cuda", enabled=False):
+        images, alphas, _ = rasterization(
+            means=gaussians.means.contiguous(),
+            quats=None,
+            scales=None,
+            opacities=gaussians.opacities.contiguous(),
+            # one set of colours per view is not needed: without spherical harmonics they are [B, N, 3]
+            colors=gaussians.rgb.contiguous(),
+            viewmats=cameras.w2c.contiguous(),
+            Ks=K.contiguous(),
+            width=size,
+            height=size,
+            near_plane=near,
+            far_plane=min(far, FAR),
+            radius_clip=0.0,
+            eps2d=rules.blur,
+            packed=False,
+            tile_size=TILE,
+            render_mode="RGB+D",  # D is the accumulated depth, ED the expected one
+            rasterize_mode="classic",
+            covars=gaussians.covariances().contiguous(),
+        )
+    return images, alphas[..., 0]
