@@ -5,7 +5,6 @@ Shapes: B batch, N Gaussians.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
+
+from ouroboros3d.files import atomic_path
 
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
 PLY_PROPERTIES = (
@@ -79,7 +80,9 @@ class Gaussians:
         )
 
 
-def save_ply(path: str | Path, gaussians: Gaussians, compatible: bool = True, min_opacity: float = 0.005) -> None:
+def save_ply(
+    path: str | Path, gaussians: Gaussians, compatible: bool = True, min_opacity: float = 0.005
+) -> None:
     """Writes one scene (B = 1) as a 3DGS .ply, atomically; Gaussians fainter than `min_opacity` are dropped.
 
     `compatible` stores what viewers expect, the values before activation: logit opacity, log scale and
@@ -99,13 +102,8 @@ def save_ply(path: str | Path, gaussians: Gaussians, compatible: bool = True, mi
     vertices = np.empty(len(rows), dtype=[(name, "<f4") for name in PLY_PROPERTIES])
     for i, name in enumerate(PLY_PROPERTIES):
         vertices[name] = rows[:, i]
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with atomic_path(path) as temporary:
         PlyData([PlyElement.describe(vertices, "vertex")], text=False, byte_order="<").write(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_ply(path: str | Path, compatible: bool = True) -> Gaussians:
@@ -114,7 +112,9 @@ def load_ply(path: str | Path, compatible: bool = True) -> Gaussians:
         vertex = PlyData.read(str(path))["vertex"]
         columns = [np.asarray(vertex[name], dtype=np.float32) for name in PLY_PROPERTIES]
     except (PlyParseError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a 3D Gaussian .ply with {', '.join(PLY_PROPERTIES)}: {error}") from error
+        raise ValueError(
+            f"{path} is not a 3D Gaussian .ply with {', '.join(PLY_PROPERTIES)}: {error}"
+        ) from error
     rows = torch.from_numpy(np.stack(columns, axis=-1))
     means, rgb, opacity, scales, quats = rows.split([3, 3, 1, 3, 4], dim=-1)
     if compatible:

@@ -1,0 +1,63 @@
+"""Files that appear whole or not at all, and an output folder that is checked before the work starts."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class OutputError(OSError):
+    """A result cannot be written. The message is one line: where, why, what to do."""
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary sibling of `path` to write to, with the same suffix (writers go by it).
+
+    The sibling becomes `path` when the block ends and is removed when it fails, so a reader sees the old
+    file, the new one or none, but never half of one. Raises OutputError if the system refuses (no space, no
+    permission).
+    """
+    path = Path(path)
+    # Not derived from the name, which may be as long as the file system allows already.
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None:  # not from the system: a library's own
+            raise
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable_dir(path: str | Path) -> Path:
+    """Creates the folder `path` with its parents and proves that a file can be written there.
+
+    Raises OutputError if a file is in the way, the folder is read-only or the disk is full.
+    """
+    path = Path(path)
+    probe = path / f".tmp-{uuid.uuid4().hex[:12]}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(probe, "wb") as file:
+                file.write(bytes(1 << 16))
+                file.flush()
+                os.fsync(file.fileno())  # some file systems notice only here that they are full
+        finally:
+            probe.unlink(missing_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        in_the_way = next(part for part in (path, *path.parents) if os.path.lexists(part))
+        raise OutputError(
+            f"cannot write to {path}: {in_the_way} is no folder; choose another output folder"
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {path}: {error.strerror}; choose another output folder"
+        ) from error
+    return path
