@@ -1,0 +1,416 @@
+"""The typed configuration: every dimension and every switch, with the release's values as defaults.
+
+A YAML file names what differs from these defaults. An unknown key, a wrong type or an impossible combination
+raises `ConfigError` with the key's name, its value and what would be right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+MAPS = ("rgb", "ccm")  # the feedback maps there are
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line for the user."""
+
+
+def _list(*values):
+    return field(default_factory=lambda: list(values))
+
+
+@dataclass
+class UNetConfig:
+    """diffusers' UNetSpatioTemporalConditionModel; the defaults are SVD's."""
+
+    sample_size: int = 64
+    in_channels: int = 8
+    out_channels: int = 4
+    down_block_types: list[str] = _list(*["CrossAttnDownBlockSpatioTemporal"] * 3, "DownBlockSpatioTemporal")
+    up_block_types: list[str] = _list("UpBlockSpatioTemporal", *["CrossAttnUpBlockSpatioTemporal"] * 3)
+    block_out_channels: list[int] = _list(320, 640, 1280, 1280)
+    addition_time_embed_dim: int = 256
+    projection_class_embeddings_input_dim: int = 768
+    layers_per_block: int = 2
+    cross_attention_dim: int = 1024
+    transformer_layers_per_block: int = 1
+    num_attention_heads: list[int] = _list(5, 10, 20, 20)
+    num_frames: int = 14  # SVD's; only its own forward reads it
+
+
+@dataclass
+class AdapterConfig:
+    """One feedback adapter; its widths are the U-Net's."""
+
+    res_blocks: int = 3
+    downscale: int = 8  # PixelUnshuffle factor: must equal the VAE's
+
+
+@dataclass
+class MultiViewConfig:
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    feedback: list[str] = _list("rgb", "ccm")  # adapters the network has, in the checkpoint's order
+    ray_octaves: int = 6
+
+
+@dataclass
+class VAEConfig:
+    """diffusers' AutoencoderKLTemporalDecoder; the defaults are SVD's."""
+
+    block_out_channels: list[int] = _list(128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    scaling_factor: float = 0.18215
+    sample_size: int = 768
+    force_upcast: bool = True
+
+
+@dataclass
+class ImageEncoderConfig:
+    """transformers' CLIPVisionModelWithProjection; the defaults are SVD's (ViT-H/14)."""
+
+    hidden_size: int = 1280
+    intermediate_size: int = 5120
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 16
+    image_size: int = 224
+    patch_size: int = 14
+    projection_dim: int = 1024
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+
+
+@dataclass
+class LGMConfig:
+    """LGM's U-Net (Tang et al. 2024, "big") with Ouroboros3D's time embedding."""
+
+    input_size: int = 256
+    splat_size: int = 128  # Gaussians per view: splat_size^2
+    num_input_views: int = 4
+    down_channels: list[int] = _list(64, 128, 256, 512, 1024, 1024)
+    down_attention: list[bool] = _list(False, False, False, True, True, True)
+    mid_attention: bool = True
+    up_channels: list[int] = _list(1024, 1024, 512, 256, 128)
+    up_attention: list[bool] = _list(True, True, True, False, False)
+    layers_per_block: int = 2
+    heads: int = 16
+    groups: int = 32
+    time_channels: int = 128
+    time_embed_dim: int = 512
+
+
+@dataclass
+class ConventionsConfig:
+    """The release's numerical quirks and their textbook variants (docs/faithfulness.md has a row for each)."""
+
+    temporal_context: str = "release"  # release | textbook: quirk 2
+    rays: str = "release"  # release | textbook: quirk 3
+    coordinates_map: str = "release"  # release | textbook: quirk 7
+    view_selection: str = "release"  # release | even: quirk 8
+    condition_latent: str = "mode"  # mode | sample, at inference: quirk 13
+    decode_chunk: int = 14  # frames decoded together over the flattened batch; 0 = per sample: quirk 14
+    rotation: str = "release"  # release | textbook: quirk 17
+    renderer: str = "release"  # release | gsplat | exact: the rasteriser's bounds and clamp
+    time_id: str = "release"  # release (first sample's) | textbook (each sample's), in training: quirk 21
+    clip_training_image: str = "noised"  # noised | clean: quirk 21
+
+
+@dataclass
+class PretrainedConfig:
+    """Where the parts start from: a hub id or a folder, a file for LGM; null starts from random weights."""
+
+    svd: str | None = None  # a diffusers SVD folder or hub id: unet (when training), vae, image_encoder
+    lgm: str | None = None  # LGM weights, .safetensors; only time-embedding keys may be missing
+    checkpoint: str | None = None  # a folder with mv_model_unet and recon_model (and vae, image_encoder)
+
+
+@dataclass
+class ModelConfig:
+    image_size: int = 512
+    multiview: MultiViewConfig = field(default_factory=MultiViewConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    lgm: LGMConfig = field(default_factory=LGMConfig)
+    conventions: ConventionsConfig = field(default_factory=ConventionsConfig)
+    pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
+
+
+@dataclass
+class SchedulerConfig:
+    sigma_min: float = 0.002
+    sigma_max: float = 700.0
+
+
+@dataclass
+class SamplerConfig:
+    """The recursive loop (Alg. 1 and METHOD of the release)."""
+
+    steps: int = 25
+    guidance: list[float] = _list(1.0, 3.0)  # of the first and the last view
+    feedback: list[str] = _list("rgb", "ccm")  # maps fed back; the others are zero
+    feedback_from: int = 0  # first step that receives feedback (the paper's schedule table)
+    feedback_to: int | None = None  # first step that no longer does
+    feedback_every: int = 1  # feed back after every n-th step only
+    noise_augmentation: float = 0.02  # noise on the condition image before the VAE
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+
+@dataclass
+class CamerasConfig:
+    """The orbit of the generated views."""
+
+    num_views: int = 8
+    orbit_frames: int = 16
+    elevation: float = 0.0  # degrees, of the input view above the object's equator
+    distance: float = 1.7417
+    fov: float = 39.598  # degrees
+
+
+@dataclass
+class DataConfig:
+    root: str = "data/orbits"
+    train: str = "train.txt"
+    val: str = "val.txt"
+    background: str = "white"  # white | black | grey | random
+    mirror: bool = False
+    color_jitter: float = 0.0
+    cache: str = "none"  # none | memory: decoded views at image_size
+    workers: int = 4
+    depth: bool = False  # read depth.npz (for objective.position_weight)
+
+
+@dataclass
+class ObjectiveConfig:
+    """The joint objective (Sec. 3.4; METHOD section 5). Defaults are the release's."""
+
+    diffusion: bool = True  # train the multi-view U-Net
+    reconstruction: str = "both"  # none | clean | predicted | both: which views the reconstructor is trained on
+    sigma_mean: float = 1.0  # ln sigma ~ N(mean, std^2)
+    sigma_std: float = 1.6
+    condition_sigma_mean: float = -3.0
+    condition_sigma_std: float = 0.5
+    dropout: float = 0.1
+    feedback_probability: float = 0.5
+    second_loss: str = "replace"  # replace | add: what the loss of the second pass does to the first's
+    detach_feedback: bool = False  # the paper detaches the maps
+    decode_gradient: bool = False  # the paper lets reconstruction reach the U-Net through the decoder
+    image_loss: str = "l1"  # l1 | mse
+    lpips_weight: float = 1.0
+    alpha_weight: float = 0.0  # MSE of the rendered alpha, an extra of ours (LGM has it)
+    position_weight: float = 0.0  # L1 of the Gaussians' positions to unprojected depth, an extra of ours
+
+
+@dataclass
+class TrainConfig:
+    output_dir: str = "runs/train"
+    seed: int = 0
+    steps: int = 40000
+    batch_size: int = 4  # per process
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-5
+    warmup_steps: int = 0
+    schedule: str = "constant"  # constant | cosine
+    weight_decay: float = 0.01
+    betas: list[float] = _list(0.9, 0.999)
+    clip_norm: float = 1.0
+    mixed_precision: str = "no"  # no | fp16 | bf16
+    gradient_checkpointing: bool = False
+    ema_decay: float = 0.0  # 0 keeps none
+    resume: str = "auto"  # auto | never | a checkpoint folder
+    save_every: int = 1000
+    keep: int = 2
+    validate_every: int = 1000
+    validate_objects: int = 4
+    log_every: int = 20
+    tracker: str = "tensorboard"  # tensorboard | wandb | none
+    time_budget: str = ""  # e.g. "90m": save and stop after this long; empty is unlimited
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    cameras: CamerasConfig = field(default_factory=CamerasConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+CHOICES = {
+    "model.conventions.temporal_context": ("release", "textbook"),
+    "model.conventions.rays": ("release", "textbook"),
+    "model.conventions.coordinates_map": ("release", "textbook"),
+    "model.conventions.view_selection": ("release", "even"),
+    "model.conventions.condition_latent": ("mode", "sample"),
+    "model.conventions.rotation": ("release", "textbook"),
+    "model.conventions.renderer": ("release", "gsplat", "exact"),
+    "model.conventions.time_id": ("release", "textbook"),
+    "model.conventions.clip_training_image": ("noised", "clean"),
+    "data.background": ("white", "black", "grey", "random"),
+    "data.cache": ("none", "memory"),
+    "objective.reconstruction": ("none", "clean", "predicted", "both"),
+    "objective.second_loss": ("replace", "add"),
+    "objective.image_loss": ("l1", "mse"),
+    "train.schedule": ("constant", "cosine"),
+    "train.mixed_precision": ("no", "fp16", "bf16"),
+    "train.tracker": ("tensorboard", "wandb", "none"),
+}
+
+
+def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Defaults, then the YAML file, then `key=value` overrides; checked. A file may name another as `base:`,
+    relative to itself. Raises ConfigError."""
+    config = OmegaConf.structured(Config)
+    try:
+        for layer in _layers(path):
+            config = OmegaConf.merge(config, layer)
+        for override in overrides:
+            if "=" not in override:
+                raise ConfigError(f"override {override!r} is not of the form key=value")
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        config = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, path)) from error
+    check_config(config)
+    return config
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """A checked Config from nested dictionaries. Raises ConfigError."""
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, None)) from error
+    check_config(config)
+    return config
+
+
+def as_kwargs(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain keyword arguments."""
+    return OmegaConf.to_container(OmegaConf.structured(config))
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def check_config(config: Config) -> None:
+    """Refuses values that cannot work together, each with the key, the value and what would be right."""
+
+    def require(ok: bool, key: str, value: Any, want: str) -> None:
+        if not ok:
+            raise ConfigError(f"{key} = {value!r}: {want}")
+
+    for key, allowed in CHOICES.items():
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        require(value in allowed, key, value, f"must be one of {', '.join(allowed)}")
+
+    model, unet, lgm, vae = config.model, config.model.multiview.unet, config.model.lgm, config.model.vae
+    factor = 2 ** (len(vae.block_out_channels) - 1)
+    levels = len(unet.block_out_channels)
+    for name in ("down_block_types", "up_block_types", "num_attention_heads"):
+        value = getattr(unet, name)
+        require(len(value) == levels, f"model.multiview.unet.{name}", value, f"wants {levels} entries, one a level")
+    require(
+        unet.in_channels == 2 * vae.latent_channels and unet.out_channels == vae.latent_channels,
+        "model.multiview.unet.in_channels, out_channels",
+        (unet.in_channels, unet.out_channels),
+        f"must be twice and once model.vae.latent_channels = {vae.latent_channels}",
+    )
+    require(
+        unet.cross_attention_dim == model.image_encoder.projection_dim,
+        "model.multiview.unet.cross_attention_dim",
+        unet.cross_attention_dim,
+        f"must equal model.image_encoder.projection_dim = {model.image_encoder.projection_dim}",
+    )
+    require(
+        unet.projection_class_embeddings_input_dim == 3 * unet.addition_time_embed_dim,
+        "model.multiview.unet.projection_class_embeddings_input_dim",
+        unet.projection_class_embeddings_input_dim,
+        f"must be 3 * addition_time_embed_dim = {3 * unet.addition_time_embed_dim}",
+    )
+    require(
+        model.multiview.adapter.downscale == factor,
+        "model.multiview.adapter.downscale",
+        model.multiview.adapter.downscale,
+        f"must equal the VAE's downscale, {factor}",
+    )
+    require(
+        model.image_size % (factor * 2 ** (levels - 1)) == 0,
+        "model.image_size",
+        model.image_size,
+        f"must be a multiple of {factor * 2 ** (levels - 1)}",
+    )
+    for key, maps in (("model.multiview.feedback", model.multiview.feedback), ("sampler.feedback", config.sampler.feedback)):
+        require(set(maps) <= set(MAPS) and len(set(maps)) == len(maps), key, maps, f"must be a subset of {list(MAPS)}")
+    require(
+        set(config.sampler.feedback) <= set(model.multiview.feedback),
+        "sampler.feedback",
+        config.sampler.feedback,
+        f"the model has adapters for {model.multiview.feedback} only",
+    )
+    require(len(lgm.down_attention) == len(lgm.down_channels), "model.lgm.down_attention", lgm.down_attention,
+            f"wants {len(lgm.down_channels)} entries, one a level")
+    require(len(lgm.up_attention) == len(lgm.up_channels), "model.lgm.up_attention", lgm.up_attention,
+            f"wants {len(lgm.up_channels)} entries, one a level")
+    splat = lgm.input_size // 2 ** (len(lgm.down_channels) - 1) * 2 ** (len(lgm.up_channels) - 1)
+    require(lgm.splat_size == splat, "model.lgm.splat_size", lgm.splat_size, f"the widths and input_size give {splat}")
+    views, frames = config.cameras.num_views, config.cameras.orbit_frames
+    require(0 < views <= frames, "cameras.num_views", views, f"must lie in 1 .. cameras.orbit_frames = {frames}")
+    require(views >= lgm.num_input_views, "cameras.num_views", views,
+            f"the reconstructor reads model.lgm.num_input_views = {lgm.num_input_views}")
+    require(0 < config.cameras.fov < 180, "cameras.fov", config.cameras.fov, "must lie between 0 and 180 degrees")
+    require(abs(config.cameras.elevation) < 90, "cameras.elevation", config.cameras.elevation,
+            "must lie strictly between -90 and 90 degrees")
+    require(config.cameras.distance > 0, "cameras.distance", config.cameras.distance, "must be positive")
+    sampler, scheduler = config.sampler, config.sampler.scheduler
+    require(sampler.steps >= 1, "sampler.steps", sampler.steps, "must be at least 1")
+    require(sampler.feedback_every >= 1, "sampler.feedback_every", sampler.feedback_every, "must be at least 1")
+    require(len(sampler.guidance) == 2, "sampler.guidance", sampler.guidance, "wants [first view, last view]")
+    require(0 < scheduler.sigma_min < scheduler.sigma_max, "sampler.scheduler.sigma_min", scheduler.sigma_min,
+            f"must lie between 0 and sigma_max = {scheduler.sigma_max}")
+    objective = config.objective
+    require(0 <= objective.dropout <= 1 / 3, "objective.dropout", objective.dropout, "must lie in 0 .. 1/3")
+    require(0 <= objective.feedback_probability <= 1, "objective.feedback_probability",
+            objective.feedback_probability, "must lie in 0 .. 1")
+    require(objective.diffusion or objective.reconstruction != "none", "objective.diffusion", False,
+            "nothing would be trained: set objective.reconstruction too")
+    require(objective.diffusion or objective.reconstruction == "clean", "objective.reconstruction",
+            objective.reconstruction, "without the diffusion part only clean views exist")
+    for key in ("steps", "batch_size", "gradient_accumulation", "save_every", "keep", "log_every"):
+        require(getattr(config.train, key) >= 1, f"train.{key}", getattr(config.train, key), "must be at least 1")
+
+
+def _layers(path: str | Path | None) -> list[DictConfig]:
+    """The YAML files to merge, base first."""
+    layers: list[DictConfig] = []
+    while path is not None:
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such config file")
+        try:
+            layer = OmegaConf.load(path)
+        except Exception as error:  # yaml's own errors have no common useful base
+            raise ConfigError(f"{path}: not a YAML mapping: {' '.join(str(error).split())}") from error
+        if not isinstance(layer, DictConfig):
+            raise ConfigError(f"{path}: not a YAML mapping of keys to values")
+        base = layer.pop("base", None)
+        layers.insert(0, layer)
+        if len(layers) > 8:
+            raise ConfigError(f"{path}: more than 8 files deep in `base:`, probably a circle")
+        path = path.parent / base if base is not None else None
+    return layers
+
+
+def _explain(error: OmegaConfBaseException, path: str | Path | None) -> str:
+    where = f"{path}: " if path else ""
+    key = getattr(error, "full_key", None) or getattr(error, "key", "?")
+    return f"{where}config key {key}: {str(error).splitlines()[0]}"

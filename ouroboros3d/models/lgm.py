@@ -1,0 +1,68 @@
+"""The reconstructor: views and cameras to Gaussians with LGM (Tang et al. 2024), told the noise level (Sec. 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ouroboros3d.cameras import Cameras
+from ouroboros3d.config import LGMConfig
+from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.geometry import plucker_maps
+from ouroboros3d.models.lgm_unet import LGMUNet
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class LGM(nn.Module):
+    """`Reconstructor` by LGM. State-dict names are LGM's: `unet.*`, `conv.*`.
+
+    rotation: "textbook" makes every quaternion a unit one; "release" divides each component by its norm over *all*
+    Gaussians (quirk 17), which leaves nearly the identity, and is what the released weights were trained with.
+    """
+
+    def __init__(self, config: LGMConfig, rotation: str = "release") -> None:
+        super().__init__()
+        self.config, self.rotation = config, rotation
+        self.unet = LGMUNet(config)
+        self.conv = nn.Conv2d(14, 14, 1)
+        for name, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(f"_{name}", torch.tensor(value)[:, None, None], persistent=False)
+
+    def select(self, views: int) -> list[int]:
+        """Indices of the input views among `views`: every (views // 4)-th of them (quirk 16)."""
+        wanted = self.config.num_input_views
+        if views < wanted:
+            raise ValueError(f"the reconstructor reads {wanted} views, got {views}")
+        return list(range(0, views, views // wanted))[:wanted]
+
+    def encode_cameras(self, cameras: Cameras) -> Tensor:
+        """[B, 4, 6, s, s] Plücker maps of the input views; depends on the cameras alone, so once per run."""
+        return plucker_maps(cameras.views(self.select(cameras.num_views)), self.config.input_size)
+
+    def forward(self, images: Tensor, cameras: Cameras, c_noise: Tensor, rays: Tensor | None = None) -> Gaussians:
+        """images [B, V, 3, H, W] in about [-1, 1] (decoded x0 is not clamped), c_noise scalar or [B] (0 = clean at
+        sigma 1, quirk 23), rays from `encode_cameras` -> 4 * splat_size^2 Gaussians per sample."""
+        rays = self.encode_cameras(cameras) if rays is None else rays
+        views = images[:, self.select(images.shape[1])].flatten(0, 1)
+        batch, size = images.shape[0], self.config.input_size
+        views = (views * 0.5 + 0.5 - self._mean) / self._std
+        views = F.interpolate(views, (size, size), mode="bilinear", align_corners=False)
+        x = torch.cat([views, rays.flatten(0, 1).to(views.dtype)], dim=1)
+        c_noise = c_noise.expand(batch).repeat_interleave(self.config.num_input_views)
+        x = self.conv(self.unet(x, c_noise))
+        return self.activate(rearrange(x, "(b v) c h w -> b (v h w) c", b=batch).float())
+
+    def activate(self, x: Tensor) -> Gaussians:
+        """[B, N, 14] raw channels to Gaussians (LGM Sec. 3.3, quirk 18)."""
+        means, opacity, scales, quats, rgb = x.split([3, 1, 3, 4, 3], dim=-1)
+        return Gaussians(
+            means=means.clamp(-1, 1),
+            quats=F.normalize(quats, dim=1 if self.rotation == "release" else -1),
+            scales=0.1 * F.softplus(scales),
+            opacities=opacity.sigmoid()[..., 0],
+            rgb=0.5 * rgb.tanh() + 0.5,
+        )

@@ -1,0 +1,89 @@
+"""SVD's frozen parts: the VAE with its temporal decoder and the CLIP image encoder (Sec. 3.1).
+
+Shapes: B batch, V views; images in [-1, 1]; latents h = H / 8 at full size.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from ouroboros3d.config import ImageEncoderConfig, VAEConfig, as_kwargs
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+FPS_ID, MOTION_BUCKET_ID = 6.0, 127.0  # SVD's micro-conditions: fps - 1 and motion bucket
+
+
+class SVDParts(nn.Module):
+    """Encodes and decodes pictures, embeds the condition image. Never trained with the rest."""
+
+    def __init__(
+        self, vae: AutoencoderKLTemporalDecoder, image_encoder: CLIPVisionModelWithProjection, decode_chunk: int = 14
+    ) -> None:
+        super().__init__()
+        self.vae, self.image_encoder, self.decode_chunk = vae, image_encoder, decode_chunk
+        for name, value in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
+            self.register_buffer(f"_{name}", torch.tensor(value)[:, None, None], persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> SVDParts:
+        return super().train(False)
+
+    @property
+    def downscale(self) -> int:
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def embed_image(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> CLIP image embedding [B, 1, D], by an antialiased bicubic resize (quirk 12; no clamp)."""
+        size = self.image_encoder.config.image_size
+        image = _resize_with_antialiasing(image.float(), (size, size)) * 0.5 + 0.5
+        image = (image - self._mean) / self._std
+        return self.image_encoder(image.to(self.image_encoder.dtype)).image_embeds[:, None]
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[B, 3, H, W] -> unscaled latents [B, 4, h, w]: the posterior's mode, or a sample of it with the unit
+        normal `noise` (quirk 13)."""
+        posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        return posterior.mode() if noise is None else posterior.mean + posterior.std * noise
+
+    def scale(self, latents: Tensor) -> Tensor:
+        """Latents as the diffusion model sees them. The condition latent is *not* scaled (quirk 12)."""
+        return latents * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents [B, V, 4, h, w] -> images [B, V, 3, H, W], about [-1, 1], not clamped.
+
+        The decoder mixes neighbouring frames. The release decodes 14 at a time over the flattened batch, which
+        mixes samples when B > 1 (quirk 14); `decode_chunk = 0` decodes sample by sample.
+        """
+        batch, views = latents.shape[:2]
+        flat = (latents / self.vae.config.scaling_factor).flatten(0, 1).to(self.vae.dtype)
+        if self.decode_chunk == 0:  # the decoder knows samples of `num_frames` frames, so one call serves all
+            decoded = self.vae.decode(flat, num_frames=views).sample
+        else:
+            decoded = torch.cat(
+                [self.vae.decode(chunk, num_frames=len(chunk)).sample for chunk in flat.split(self.decode_chunk)]
+            )
+        return decoded.unflatten(0, (batch, views)).float()
+
+
+def time_ids(noise_augmentation: Tensor) -> Tensor:
+    """[B] noise on the condition image -> [B, 3] (fps - 1, motion bucket, noise augmentation)."""
+    fixed = noise_augmentation.new_tensor([FPS_ID, MOTION_BUCKET_ID]).expand(len(noise_augmentation), 2)
+    return torch.cat([fixed, noise_augmentation[:, None]], dim=-1)
+
+
+def make_vae(config: VAEConfig) -> AutoencoderKLTemporalDecoder:
+    """A VAE of these dimensions with random weights."""
+    levels = len(config.block_out_channels)
+    return AutoencoderKLTemporalDecoder(down_block_types=("DownEncoderBlock2D",) * levels, **as_kwargs(config))
+
+
+def make_image_encoder(config: ImageEncoderConfig) -> CLIPVisionModelWithProjection:
+    """An image encoder of these dimensions with random weights."""
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**as_kwargs(config)))
