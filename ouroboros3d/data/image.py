@@ -1,0 +1,179 @@
+"""The inference front end: any photo to the square, recentred picture that conditions the recursion."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+MAX_PIXELS = 178_956_970  # where PIL refuses too: it would take 0.7 GB to open
+FAINT = 12  # of 255: alpha up to here is haze of a background removal, not foreground
+MIN_FOREGROUND = 2  # pixels a side
+
+
+class ImageError(ValueError):
+    """A picture cannot be used. The message is one line: the file, what is wrong, what to do."""
+
+
+class ConditionImage(NamedTuple):
+    """What the networks see of a picture."""
+
+    picture: Image.Image  # RGBA, size x size: cut out and recentred (alpha 255 everywhere if nothing was cut)
+    tensor: Tensor  # [3, size, size] float32 in [-1, 1]: the picture on the background colour
+
+
+def load_condition_image(
+    path: str | Path,
+    size: int,
+    remove_bg: bool = True,
+    border: float = 0.2,
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> ConditionImage:
+    """Reads a picture, cuts out its foreground and centres it on a square of `background` (rgb in [0, 1]).
+
+    An alpha channel that is not opaque everywhere is the mask. Without one the background is removed by
+    rembg, or, with `remove_bg=False`, the picture is used as it is, padded to a square. The longer side of
+    the foreground's bounding box covers (1 - border) of the square, as in LGM; a picture without a mask fills
+    it. Of an animated picture the first frame is used, with a warning. Raises ImageError.
+    """
+    if size < 1 or not 0 <= border < 1:
+        raise ValueError(f"size must be positive and border in [0, 1), got {size} and {border}")
+    picture = open_picture(path)
+    masked = picture.getextrema()[3][0] < 255
+    if not masked and remove_bg:
+        picture, masked = _remove_background(picture, path), True
+    # Premultiplied, so that the colour hidden under transparent pixels never bleeds into the edges.
+    premultiplied = recentre(picture, size, border if masked else 0.0, name=str(path))
+    rgba = torch.from_numpy(np.array(premultiplied)).permute(2, 0, 1).float() / 255
+    rgb = rgba[:3] + (1 - rgba[3:]) * torch.tensor(background, dtype=torch.float32)[:, None, None]
+    return ConditionImage(premultiplied.convert("RGBA"), rgb.clamp(0, 1) * 2 - 1)
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Reads a png, jpg, webp, bmp, tiff or gif of any colour mode, upright (EXIF), as 8-bit RGBA.
+
+    Raises ImageError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ImageError(f"{path}: is a folder; name one picture in it")
+    if not path.exists():
+        raise ImageError(f"{path}: no such file; check the path")
+    if not path.is_file():
+        raise ImageError(f"{path}: is not a regular file; save the picture to disk first")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path}: the file is empty; save or download it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at half of MAX_PIXELS
+            opened = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise _too_large(path) from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"{path}: not a picture in a known format; convert it to png, jpg or webp") from None
+    except PermissionError:
+        raise ImageError(f"{path}: no permission to read it; change the file's permissions") from None
+    except Exception as error:  # a decoder raises whatever its parser trips over
+        raise _unreadable(path, error) from error
+    with opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise _too_large(path)
+        try:
+            if getattr(opened, "is_animated", False) and opened.format != "MPO":  # a .jpg with previews
+                log.warning("%s: has %d frames; using the first", path, opened.n_frames)
+                opened.seek(0)
+            opened.load()
+            picture = ImageOps.exif_transpose(opened)
+        except Exception as error:
+            raise _unreadable(path, error) from error
+    return _to_rgba(picture, path)
+
+
+def recentre(picture: Image.Image, size: int, border: float, name: str = "picture") -> Image.Image:
+    """The foreground of an RGBA picture, centred on a transparent square of size x size pixels.
+
+    The longer side of its bounding box (alpha above FAINT) becomes (1 - border) * size. Returns premultiplied
+    alpha (PIL's mode RGBa). Raises ImageError if there is no foreground or next to none.
+    """
+    box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > FAINT)).getbbox()
+    if box is None:
+        raise ImageError(f"{name}: is fully transparent; use a picture with a visible object")
+    width, height = box[2] - box[0], box[3] - box[1]
+    if min(width, height) < MIN_FOREGROUND:
+        raise ImageError(f"{name}: its foreground is only {width} x {height} pixels; use a larger picture")
+    scale = round(size * (1 - border)) / max(width, height)
+    new_size = max(1, round(width * scale)), max(1, round(height * scale))
+    # Neither filter rings where it is used, which would draw a halo around the object.
+    resample = Image.Resampling.HAMMING if scale < 1 else Image.Resampling.BILINEAR
+    foreground = picture.crop(box).convert("RGBa").resize(new_size, resample)
+    square = Image.new("RGBa", (size, size))
+    square.paste(foreground, ((size - new_size[0]) // 2, (size - new_size[1]) // 2))
+    return square
+
+
+def _to_rgba(picture: Image.Image, path: Path) -> Image.Image:
+    """Any PIL mode to 8-bit RGBA. PIL already reads 16-bit colour as 8-bit, but keeps deep greyscale."""
+    if picture.mode.startswith(("I", "F")):
+        values = np.asarray(picture, dtype=np.float32)
+        white = 1.0 if picture.mode == "F" else 65535.0
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= white):  # written so that NaN fails too
+            raise ImageError(
+                f"{path}: its values, {low:g} to {high:g}, leave 0 to {white:g}; save it as 8-bit"
+            )
+        alpha = np.where(values == picture.info.get("transparency"), 0, 255).astype(np.uint8)
+        grey = np.rint(values / white * 255).astype(np.uint8)
+        return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha))).convert("RGBA")
+    return picture.convert("RGBA")
+
+
+def _remove_background(picture: Image.Image, path: str | Path) -> Image.Image:
+    """Cuts the object out of an opaque RGBA picture by rembg."""
+    try:
+        import rembg
+    except (ImportError, SystemExit):  # it exits the interpreter when onnxruntime is missing
+        raise ImageError(
+            f"{path}: has no transparent background, and rembg is not installed to remove it; "
+            'pip install "rembg[cpu]" or pass --no_remove_bg'
+        ) from None
+    try:
+        cut_out = rembg.remove(picture.convert("RGB"), session=_rembg_session()).convert("RGBA")
+    except Exception as error:  # among them every way in which its first download can fail
+        raise ImageError(
+            f"{path}: rembg could not remove the background ({_one_line(error)}); "
+            "give the picture a transparent background or pass --no_remove_bg"
+        ) from error
+    if cut_out.getextrema()[3][1] <= FAINT:
+        raise ImageError(f"{path}: rembg found no object in it; cut it out yourself or pass --no_remove_bg")
+    return cut_out
+
+
+@lru_cache(maxsize=1)
+def _rembg_session():
+    import rembg
+
+    return rembg.new_session(
+        "u2net"
+    )  # the release's model; the newest rembg defaults to a non-commercial one
+
+
+def _too_large(path: Path) -> ImageError:
+    return ImageError(f"{path}: has more than {MAX_PIXELS / 1e6:.0f} million pixels; scale it down first")
+
+
+def _unreadable(path: Path, error: Exception) -> ImageError:
+    return ImageError(f"{path}: is damaged or cut short ({_one_line(error)}); save or download it again")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
