@@ -177,7 +177,7 @@ class DataConfig:
     root: str = "data/orbits"
     train: str = "train.txt"
     val: str = "val.txt"
-    background: str = "white"  # white | black | grey | random
+    background: str = "white"  # white | black | grey
     mirror: bool = False
     color_jitter: float = 0.0
     cache: str = "none"  # none | memory: decoded views at image_size
@@ -252,7 +252,7 @@ CHOICES = {
     "model.conventions.renderer": ("release", "gsplat", "exact"),
     "model.conventions.time_id": ("release", "textbook"),
     "model.conventions.clip_training_image": ("noised", "clean"),
-    "data.background": ("white", "black", "grey", "random"),
+    "data.background": ("white", "black", "grey"),
     "data.cache": ("none", "memory"),
     "objective.reconstruction": ("none", "clean", "predicted", "both"),
     "objective.second_loss": ("replace", "add"),

@@ -1,0 +1,97 @@
+"""The composition root: from a Config to networks, renderer, sampler and objective."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from transformers import CLIPVisionModelWithProjection
+
+from ouroboros3d.cameras import Cameras, frame_indices, orbit
+from ouroboros3d.checkpoint import CheckpointError, fit_state, load_checkpoint, load_lgm
+from ouroboros3d.config import Config, ModelConfig
+from ouroboros3d.interfaces import Renderer
+from ouroboros3d.models.lgm import LGM
+from ouroboros3d.models.multiview_unet import MultiViewUNet
+from ouroboros3d.models.svd import SVDParts, make_image_encoder, make_vae
+from ouroboros3d.rendering import render
+from ouroboros3d.sampler import Sampler
+
+BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
+
+
+@dataclass
+class Models:
+    """The networks of one model; `svd` is frozen."""
+
+    unet: MultiViewUNet
+    lgm: LGM
+    svd: SVDParts
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Models:
+        for module in (self.unet, self.lgm, self.svd):
+            module.to(device=device, dtype=dtype)
+        return self
+
+    def eval(self) -> Models:
+        for module in (self.unet, self.lgm, self.svd):
+            module.eval()
+        return self
+
+
+def build_models(config: ModelConfig) -> Models:
+    """Networks of the configured dimensions with the configured weights (`model.pretrained`), on the CPU.
+
+    SVD's and LGM's public weights come first, a checkpoint folder last. Raises CheckpointError.
+    """
+    pretrained = config.pretrained
+    has_checkpoint = pretrained.checkpoint is not None
+    unet = MultiViewUNet(config.multiview, config.conventions)
+    lgm = LGM(config.lgm, config.conventions.rotation)
+    if pretrained.svd is None:
+        vae, image_encoder = make_vae(config.vae), make_image_encoder(config.image_encoder)
+    else:
+        vae = from_pretrained(AutoencoderKLTemporalDecoder, pretrained.svd, "vae")
+        image_encoder = from_pretrained(CLIPVisionModelWithProjection, pretrained.svd, "image_encoder")
+        if not has_checkpoint:
+            source = from_pretrained(UNetSpatioTemporalConditionModel, pretrained.svd, "unet")
+            fit_state(unet.unet, source.state_dict(), f"{pretrained.svd}/unet")
+    if pretrained.lgm is not None and not has_checkpoint:
+        load_lgm(pretrained.lgm, lgm)
+    models = Models(unet, lgm, SVDParts(vae, image_encoder, config.conventions.decode_chunk))
+    if has_checkpoint:
+        load_checkpoint(pretrained.checkpoint, models)
+    return models.eval()
+
+
+def from_pretrained(cls: type, source: str, part: str):
+    """One part of an SVD folder or hub id. Raises CheckpointError with the way out."""
+    try:
+        return cls.from_pretrained(source, subfolder=part)
+    except Exception as error:  # the hub's, safetensors' and the library's own errors have no common base
+        where = "folder" if Path(source).exists() else "hub id (is there a connection? a folder works too)"
+        raise CheckpointError(
+            f"model.pretrained.svd={source}: cannot load '{part}' from this {where}: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+        ) from error
+
+
+def build_renderer(config: Config) -> Renderer:
+    """The renderer with the configured rules and background; gsplat on CUDA, numba on a CPU."""
+    background = BACKGROUNDS.get(config.data.background, BACKGROUNDS["white"])
+    return functools.partial(render, background=background, rules=config.model.conventions.renderer)
+
+
+def build_sampler(models: Models, config: Config) -> Sampler:
+    return Sampler(models.unet, models.svd, models.lgm, build_renderer(config), config.model, config.sampler)
+
+
+def build_cameras(config: Config) -> Cameras:
+    """The orbit that is generated, [1, V]: the configured views of an evenly spaced one."""
+    c = config.cameras
+    indices = frame_indices(c.orbit_frames, c.num_views, config.model.conventions.view_selection)
+    azimuths = [360.0 * i / c.orbit_frames for i in indices]
+    return orbit(azimuths, c.elevation, c.distance, c.fov)

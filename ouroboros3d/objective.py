@@ -1,0 +1,250 @@
+"""The joint training objective (Sec. 3.4 of the paper), one nn.Module from a batch to its losses.
+
+1. Predict x0 with empty feedback. 2. Decode, reconstruct and render it: the noisy reconstruction at c_noise; also
+reconstruct the clean views. 3. On a coin, predict again with the rendered maps as feedback.
+The defaults of `ObjectiveConfig` are the release's; each switch names what the paper does instead.
+Shapes: B batch, V views, images in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ouroboros3d import diffusion
+from ouroboros3d.cameras import Cameras
+from ouroboros3d.config import Config
+from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.geometry import unproject
+from ouroboros3d.interfaces import Feedback, Renderer, Rendering
+from ouroboros3d.metrics import make_lpips
+from ouroboros3d.models.lgm import LGM
+from ouroboros3d.models.multiview_unet import MultiViewUNet
+from ouroboros3d.models.svd import SVDParts, time_ids
+from ouroboros3d.sampler import feedback_maps
+
+
+@dataclass(frozen=True)
+class OrbitBatch:
+    """B objects seen on V cameras."""
+
+    images: Tensor  # [B, V, 3, H, W] in [-1, 1]; view 0 is the condition image
+    cameras: Cameras
+    ids: list[str]
+    alpha: Tensor | None = None  # [B, V, 1, H, W] in [0, 1]
+    depth: Tensor | None = None  # [B, V, 1, h, w] along the camera's z, 0 = empty
+
+    @classmethod
+    def collate(cls, items: list[dict]) -> OrbitBatch:
+        """From the dataset's items (data/orbits.py)."""
+
+        def stack(key: str) -> Tensor | None:
+            return torch.stack([item[key] for item in items]) if key in items[0] else None
+
+        cameras = Cameras(stack("c2w").float(), stack("K"))
+        return cls(stack("images"), cameras, [item["id"] for item in items], stack("alpha"), stack("depth"))
+
+    def to(self, device: torch.device | str) -> OrbitBatch:
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        return OrbitBatch(
+            move(self.images), self.cameras.to(device), self.ids, move(self.alpha), move(self.depth)
+        )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Every random number of one training step: unit normals and uniforms in [0, 1)."""
+
+    vae_images: Tensor  # [B, V, 4, h, w] posterior noise of the views
+    latents: Tensor  # [B, V, 4, h, w] diffusion noise
+    condition_image: Tensor  # [B, 3, H, W]
+    vae_condition: Tensor  # [B, 4, h, w] posterior noise of the condition image
+    condition_sigma: Tensor  # [B] uniform
+    sigma: Tensor  # [B] uniform
+    dropout: Tensor  # [B] uniform
+    feedback: Tensor  # [] uniform, one coin for the whole global batch: all processes take the same branch
+
+    @classmethod
+    def draw(cls, seed: int, step: int, samples: list[int], views: int, image_size: int, latent: tuple[int, int]) -> Draws:
+        """From (seed, global sample index) and (seed, step) alone, so that neither the number of processes nor a
+        resume changes them. `latent` is (channels, size)."""
+        channels, size = latent
+        rows = []
+        for sample in samples:
+            g = torch.Generator().manual_seed(_mix(seed, 2 * sample))
+            rows.append(
+                (
+                    torch.randn(views, channels, size, size, generator=g),
+                    torch.randn(views, channels, size, size, generator=g),
+                    torch.randn(3, image_size, image_size, generator=g),
+                    torch.randn(channels, size, size, generator=g),
+                    *torch.rand(3, generator=g).unbind(),
+                )
+            )
+        coin = torch.rand((), generator=torch.Generator().manual_seed(_mix(seed, 2 * step + 1)))
+        return cls(*(torch.stack(column) for column in zip(*rows, strict=True)), coin)
+
+    def to(self, device: torch.device | str) -> Draws:
+        return Draws(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+
+def _mix(seed: int, index: int) -> int:
+    """A 63-bit seed that differs for every (seed, index)."""
+    return (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9) % (2**63)
+
+
+class Objective(nn.Module):
+    """The losses of a batch. Only what is trained is a submodule, so that nothing frozen is saved or wrapped."""
+
+    def __init__(
+        self, unet: MultiViewUNet | None, svd: SVDParts | None, lgm: LGM | None, renderer: Renderer, config: Config
+    ) -> None:
+        super().__init__()
+        self.unet, self.lgm = unet, lgm
+        self._svd = [svd]  # in a list: a frozen part is not a submodule
+        self.renderer = renderer
+        self.model, self.config = config.model, config.objective
+        weight = self.config.lpips_weight if self.config.reconstruction != "none" else 0.0
+        self._lpips = [make_lpips() if weight > 0 else None]
+
+    @property
+    def svd(self) -> SVDParts:
+        return self._svd[0]
+
+    def forward(self, batch: OrbitBatch, draws: Draws, keep: dict | None = None) -> dict[str, Tensor]:
+        """Losses by name, "total" the one to minimise. `keep`, if given, receives the intermediate tensors."""
+        keep = {} if keep is None else keep
+        losses: dict[str, Tensor] = {}
+        if self.config.diffusion:
+            losses |= self._joint(batch, draws, keep)
+        else:
+            losses |= self._reconstruction(batch, None, None, keep)
+        losses["total"] = sum(losses.values())
+        return losses
+
+    def _joint(self, batch: OrbitBatch, draws: Draws, keep: dict) -> dict[str, Tensor]:
+        config = self.config
+        inputs = self._noised_inputs(batch, draws, keep)
+        needs_3d = config.reconstruction in ("predicted", "both")
+        again = config.feedback_probability > 0 and bool(draws.feedback > 1 - config.feedback_probability)
+        replaced = again and config.second_loss == "replace"
+        # A first pass whose loss is replaced and whose decoding carries no gradient needs none itself.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not (replaced and not config.decode_gradient)):
+            x0 = self._predict(inputs, None, keep, "model_pred_0")
+        losses = {"diffusion": self._diffusion_loss(x0, inputs)}
+
+        rendering = None
+        if needs_3d or again:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and config.decode_gradient):
+                decoded = self.svd.decode(x0)
+            keep["decoded_x0"] = decoded
+            # Without a reconstruction loss the maps are data for the U-Net alone.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and config.reconstruction != "none"):
+                gaussians = self.lgm(decoded, batch.cameras, inputs["c_noise"])
+                rendering = self.renderer(gaussians, batch.cameras, batch.images.shape[-1])
+            keep["render_x1"] = rendering.rgb
+        if config.reconstruction != "none":
+            losses |= self._reconstruction(batch, rendering if needs_3d else None, gaussians if needs_3d else None, keep)
+        if again:
+            maps = feedback_maps(rendering, batch.cameras, self.model.conventions.coordinates_map)
+            keep["position_map"] = maps["ccm"]
+            if config.detach_feedback:
+                maps = {name: m.detach() for name, m in maps.items()}
+            x0 = self._predict(inputs, maps, keep, "model_pred_1")
+            second = self._diffusion_loss(x0, inputs)
+            losses["diffusion"] = second if replaced else losses["diffusion"] + second
+        return losses
+
+    @torch.no_grad()
+    def _noised_inputs(self, batch: OrbitBatch, draws: Draws, keep: dict) -> dict[str, Tensor]:
+        """Clean and noisy latents, and the conditions with dropout: everything both passes share."""
+        config, conventions = self.config, self.model.conventions
+        size, views = len(batch.images), batch.images.shape[1]
+        clean = self.svd.encode(batch.images.flatten(0, 1), draws.vae_images.flatten(0, 1)).float()
+        clean = self.svd.scale(clean).unflatten(0, (size, views))
+
+        image = batch.images[:, 0]
+        condition_sigma = diffusion.lognormal_sigma(
+            draws.condition_sigma, config.condition_sigma_mean, config.condition_sigma_std
+        )
+        noised = image + condition_sigma[:, None, None, None] * draws.condition_image
+        context = self.svd.embed_image(noised if conventions.clip_training_image == "noised" else image).float()
+        latent = self.svd.encode(noised, draws.vae_condition).float()
+        keep["condition_latent"] = latent
+        if conventions.time_id == "release":  # every sample gets the first one's value (quirk 21)
+            condition_sigma = condition_sigma[:1].expand(size)
+        keep_context, keep_latent = diffusion.dropout_masks(draws.dropout, config.dropout)
+
+        sigma = diffusion.lognormal_sigma(draws.sigma, config.sigma_mean, config.sigma_std)[:, None, None, None, None]
+        return {
+            "clean": clean,
+            "sigma": sigma,
+            "c_noise": diffusion.c_noise(sigma).flatten(),
+            "noisy": clean + sigma * draws.latents,
+            "context": context * keep_context[:, None, None],
+            "condition": (latent * keep_latent[:, None, None, None])[:, None].expand_as(clean),
+            "time_ids": time_ids(condition_sigma),
+            "cameras": batch.cameras,
+        }
+
+    def _predict(self, inputs: dict, maps: Feedback | None, keep: dict, name: str) -> Tensor:
+        """x0 [B, V, 4, h, w]; without maps the adapters see zeros."""
+        noisy, sigma, cameras = inputs["noisy"], inputs["sigma"], inputs["cameras"]
+        sample = torch.cat([diffusion.c_in(sigma) * noisy, inputs["condition"]], dim=2)
+        keep |= {"unet_input": sample, **{k: inputs[k] for k in ("c_noise", "context", "time_ids", "clean")}}
+        size = self.model.image_size
+        blank = sample.new_zeros(*sample.shape[:2], 3, size, size)
+        known = self.unet.config.feedback
+        feedback = {k: blank if maps is None else maps[k] for k in known}
+        rays = self.unet.encode_cameras(cameras, sample.shape[-1])
+        features = self.unet.encode_feedback(feedback)
+        v = self.unet(sample, inputs["c_noise"], inputs["context"], inputs["time_ids"], rays, features).float()
+        keep[name] = v
+        return diffusion.denoised(noisy, v, sigma)
+
+    def _diffusion_loss(self, x0: Tensor, inputs: dict) -> Tensor:
+        """lambda(sigma) |x0 - clean|^2, mean over everything (Eq. 5)."""
+        return (diffusion.loss_weight(inputs["sigma"]) * (x0 - inputs["clean"]) ** 2).mean()
+
+    def _reconstruction(
+        self, batch: OrbitBatch, predicted: Rendering | None, gaussians: Gaussians | None, keep: dict
+    ) -> dict[str, Tensor]:
+        """Image losses of the predicted reconstruction (if given) and of the clean one (if asked), averaged."""
+        renderings = [] if predicted is None else [(predicted, gaussians)]
+        if self.config.reconstruction in ("clean", "both"):
+            # c_noise 0, the release's integer time, means sigma = 1 on the ln / 4 scale (quirk 23).
+            clean = self.lgm(batch.images, batch.cameras, batch.images.new_zeros(()))
+            rendering = self.renderer(clean, batch.cameras, batch.images.shape[-1])
+            keep["render_x0"] = rendering.rgb
+            renderings.append((rendering, clean))
+        parts = [self._image_losses(r, g, batch) for r, g in renderings]
+        return {name: torch.stack([p[name] for p in parts]).mean() for name in parts[0]}
+
+    def _image_losses(self, rendering: Rendering, gaussians: Gaussians, batch: OrbitBatch) -> dict[str, Tensor]:
+        """L1 or MSE, LPIPS (both on [0, 1]), and the optional alpha and position terms."""
+        config = self.config
+        rgb, target = rendering.rgb.clamp(0, 1), batch.images * 0.5 + 0.5
+        difference = F.l1_loss if config.image_loss == "l1" else F.mse_loss
+        losses = {"reconstruction": difference(rgb, target)}
+        if self._lpips[0] is not None:
+            losses["lpips"] = config.lpips_weight * self._lpips[0](rgb.flatten(0, 1), target.flatten(0, 1))
+        if config.alpha_weight > 0:
+            losses["alpha"] = config.alpha_weight * F.mse_loss(rendering.alpha, batch.alpha)
+        if config.position_weight > 0:
+            losses["position"] = config.position_weight * self._position_loss(gaussians, batch)
+        return losses
+
+    def _position_loss(self, gaussians: Gaussians, batch: OrbitBatch) -> Tensor:
+        """L1 of each input pixel's Gaussian to the surface point it sees: a start for a reconstructor without
+        public weights. Depth is resized (nearest) to the grid of Gaussians."""
+        index, size = self.lgm.select(batch.images.shape[1]), self.model.lgm.splat_size
+        depth = F.interpolate(batch.depth[:, index].flatten(0, 1), (size, size), mode="nearest")
+        depth = depth.unflatten(0, (len(batch.images), len(index)))
+        points = unproject(depth, batch.cameras.views(index)).permute(0, 1, 3, 4, 2).flatten(1, 3)
+        seen = depth.flatten(1)[..., None] > 0
+        return ((gaussians.means - points).abs() * seen).sum() / (3 * seen.sum().clamp(min=1))

@@ -1,0 +1,207 @@
+"""The recursive loop of Ouroboros3D (Sec. 3.3, Alg. 1), written once.
+
+    c = 0
+    for sigma_i in schedule:
+        F     = unet(c_in x; image, cameras, c)       guided
+        x0    = c_skip x + c_out F
+        views = vae.decode(x0)
+        gauss = lgm(views, c_noise);  rgb, ccm = render(gauss)
+        c     = (rgb, ccm)                            what the next step sees
+        x     = euler(x, x0)
+
+Inference, validation, evaluation and the pictures all consume this generator. Shapes: B batch, V views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ouroboros3d import diffusion
+from ouroboros3d.cameras import Cameras
+from ouroboros3d.config import ModelConfig, SamplerConfig
+from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.geometry import coordinates_map
+from ouroboros3d.interfaces import Feedback, Renderer, Rendering
+from ouroboros3d.models.lgm import LGM
+from ouroboros3d.models.multiview_unet import MultiViewUNet
+from ouroboros3d.models.svd import SVDParts, time_ids
+from ouroboros3d.timing import Stopwatch
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Unit normal draws of one sampling run."""
+
+    image: Tensor  # [B, 3, H, W] added to the condition image
+    latents: Tensor  # [B, V, 4, h, w] the start
+    posterior: Tensor | None = None  # [B, 4, h, w] to sample the condition latent; None takes its mode
+
+    @classmethod
+    def draw(cls, seeds: list[int], views: int, image_size: int, latent: tuple[int, int], posterior: bool) -> Noise:
+        """One generator a sample, so that a batch equals its single items; `latent` is (channels, size)."""
+        channels, size = latent
+        draws = []
+        for seed in seeds:
+            g = torch.Generator().manual_seed(seed)
+            draws.append(
+                (
+                    torch.randn(3, image_size, image_size, generator=g),
+                    torch.randn(views, channels, size, size, generator=g),
+                    torch.randn(channels, size, size, generator=g),
+                )
+            )
+        image, latents, post = (torch.stack(x) for x in zip(*draws, strict=True))
+        return cls(image, latents, post if posterior else None)
+
+    def to(self, device: torch.device | str) -> Noise:
+        posterior = None if self.posterior is None else self.posterior.to(device)
+        return Noise(self.image.to(device), self.latents.to(device), posterior)
+
+
+@dataclass(frozen=True)
+class SamplerStep:
+    """What one step predicted. The last step's `gaussians` and `views` are the result."""
+
+    index: int
+    total: int
+    sigma: float
+    latents: Tensor  # [B, V, 4, h, w] x after the step
+    x0: Tensor  # [B, V, 4, h, w] predicted clean latents
+    views: Tensor  # [B, V, 3, H, W] decoded x0, about [-1, 1], not clamped
+    gaussians: Gaussians
+    rendering: Rendering  # at all V cameras
+    feedback: Feedback  # rgb and ccm, [B, V, 3, H, W] in [0, 1]
+    v: Tensor = field(repr=False)  # [B, V, 4, h, w] the guided prediction
+
+
+class NumericalError(RuntimeError):
+    """NaN or infinity inside the loop."""
+
+
+class Sampler:
+    """Runs the loop for a batch of images; `clock` collects the seconds of its parts."""
+
+    def __init__(
+        self,
+        unet: MultiViewUNet,
+        svd: SVDParts,
+        reconstructor: LGM,
+        renderer: Renderer,
+        model: ModelConfig,
+        config: SamplerConfig,
+    ) -> None:
+        self.unet, self.svd, self.reconstructor, self.renderer = unet, svd, reconstructor, renderer
+        self.model, self.config = model, config
+        self.clock = Stopwatch()
+
+    def draw_noise(self, seeds: list[int], views: int) -> Noise:
+        """This model's noise for one seed a sample."""
+        size = self.model.image_size
+        latent = (self.model.vae.latent_channels, size // self.svd.downscale)
+        return Noise.draw(seeds, views, size, latent, self.model.conventions.condition_latent == "sample")
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, cameras: Cameras, noise: Noise) -> Iterator[SamplerStep]:
+        """image [B, 3, H, W] in [-1, 1] at `model.image_size`, cameras of B scenes with V views.
+
+        Raises ValueError for shapes that do not fit and NumericalError naming the step and part with NaN.
+        """
+        self._check(image, cameras, noise)
+        clock, config = self.clock, self.config
+        device, dtype = image.device, self.unet.unet.dtype
+        views, size = cameras.num_views, image.shape[-1]
+
+        # Everything that does not change over the steps: conditions, camera rays, guidance.
+        with clock("condition", device):
+            context, condition = self._condition(image, noise)
+            ids = time_ids(torch.full((2 * len(image),), config.noise_augmentation, device=device))
+            rays = self.unet.encode_cameras(cameras, noise.latents.shape[-1]).repeat(2)
+            lgm_rays = self.reconstructor.encode_cameras(cameras)
+            scale = diffusion.guidance_ramp(*config.guidance, views, device)
+        scheduler = diffusion.euler_schedule(config.scheduler, config.steps, device)
+        condition = condition[:, None].expand(-1, views, -1, -1, -1)
+        x = noise.latents * scheduler.init_noise_sigma
+        blank = torch.zeros(len(image), views, 3, size, size, device=device)
+        empty: Feedback = {name: blank for name in self.unet.config.feedback}
+        empty_features = None  # constant: computed once however many steps go without feedback
+        feedback = None
+
+        for i, t in enumerate(scheduler.timesteps):
+            sigma = scheduler.sigmas[i]
+            with clock("unet", device):
+                if feedback is not None and self._receives(i):
+                    features = self.unet.encode_feedback(feedback).repeat(2)
+                else:
+                    if empty_features is None:
+                        empty_features = self.unet.encode_feedback(empty).repeat(2)
+                    features = empty_features
+                scaled = scheduler.scale_model_input(x, t).repeat(2, 1, 1, 1, 1)
+                sample = torch.cat([scaled, condition], dim=2).to(dtype)
+                v = self.unet(sample, t, context.to(dtype), ids, rays, features).float()
+                v = diffusion.guided(v, scale)
+                step = scheduler.step(v, t, x)
+                x, x0 = step.prev_sample, step.pred_original_sample
+            with clock("decode", device):
+                decoded = self.svd.decode(x0)
+            with clock("reconstruct", device):
+                gaussians = self.reconstructor(decoded, cameras, t, lgm_rays)
+            with clock("render", device):
+                _require_finite(gaussians.means, i, "Gaussians")
+                rendering = self.renderer(gaussians, cameras, size)
+                maps = feedback_maps(rendering, cameras, self.model.conventions.coordinates_map)
+            feedback = {
+                name: maps[name] if name in config.feedback else blank for name in self.unet.config.feedback
+            }
+            yield SamplerStep(
+                i, config.steps, sigma.item(), x, x0, decoded, gaussians, rendering, maps, v
+            )
+
+    def _receives(self, step: int) -> bool:
+        """Whether a step is fed the maps of the step before it (the paper's feedback-schedule table)."""
+        config = self.config
+        if not config.feedback or step < config.feedback_from or (step - 1) % config.feedback_every:
+            return False
+        return config.feedback_to is None or step < config.feedback_to
+
+    def _condition(self, image: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """(context [2B, 1, D], condition latent [2B, 4, h, w]), zeros for the unconditional half (quirk 11)."""
+        embedding = self.svd.embed_image(image).float()
+        latent = self.svd.encode(image + self.config.noise_augmentation * noise.image, noise.posterior).float()
+        return tuple(torch.cat([torch.zeros_like(c), c]) for c in (embedding, latent))
+
+    def _check(self, image: Tensor, cameras: Cameras, noise: Noise) -> None:
+        size, batch = self.model.image_size, cameras.batch_size
+        if image.shape != (batch, 3, size, size):
+            raise ValueError(f"image must be [{batch}, 3, {size}, {size}], got {list(image.shape)}")
+        if noise.latents.shape[:2] != (batch, cameras.num_views):
+            raise ValueError(
+                f"noise is for {tuple(noise.latents.shape[:2])} (samples, views), cameras for {(batch, cameras.num_views)}"
+            )
+
+
+def feedback_maps(rendering: Rendering, cameras: Cameras, convention: str) -> Feedback:
+    """The two maps of Sec. 3.3, {"rgb", "ccm"}, [B, V, 3, H, W] in [0, 1]."""
+    ccm = coordinates_map(rendering.depth, cameras, convention, rendering.alpha)
+    return {"rgb": rendering.rgb.clamp(0, 1), "ccm": ccm}
+
+
+def last_step(steps: Iterator[SamplerStep], each: Callable[[SamplerStep], None] | None = None) -> SamplerStep:
+    """Runs the loop to its end, calling `each` with every step."""
+    step = None
+    for step in steps:
+        if each is not None:
+            each(step)
+    assert step is not None, "a sampler has at least one step"
+    return step
+
+
+def _require_finite(x: Tensor, step: int, what: str) -> None:
+    if not torch.isfinite(x).all():
+        raise NumericalError(
+            f"NaN or infinity in the {what} of step {step}: the weights are damaged, do not match the config, or "
+            "overflow the precision (try --dtype float32)"
+        )
