@@ -1,6 +1,6 @@
 """Pictures and videos of what the recursion makes.
 
-Shapes: V views, H = W pixels. Images are float tensors in [0, 1] unless they are called frames, which are uint8.
+Shapes: V views, H = W pixels. Images are float tensors in [0, 1]; frames are uint8 [H, W, 3] arrays.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def save_image(path: str | Path, image: Image.Image | Tensor) -> None:
 def turntable_cameras(
     step: float = 2.0, radius: float = 1.5, fov: float = 49.1, elevation: float = 0.0, tilt: float = 0.0
 ) -> Cameras:
-    """[1, 360 / step, ...] cameras on a full circle around the object's up axis, starting at the input's side.
+    """[1, 360 / step, ...] cameras on a circle around the object's up axis, starting at the input's azimuth.
 
     In the canonical world (cameras.py) the first camera is level, so an object photographed from an elevation
     of e degrees leans towards it: its up axis is (0, cos e, sin e). `tilt` = e turns the circle with it;
@@ -116,22 +116,14 @@ def save_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 30) ->
         raise ValueError("a video wants at least one frame")
     height, width = first.shape[:2]
     padding = ((0, height % 2), (0, width % 2), (0, 0))
+    even_size = f"{width + width % 2}x{height + height % 2}"
     with atomic_path(path) as temporary, tempfile.TemporaryFile() as messages:
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
-        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-r", str(fps)]
-        command += ["-s", f"{width + width % 2}x{height + height % 2}", "-i", "-"]
-        command += [
-            "-c:v",
-            "libx264",
-            "-pix_fmt",
-            "yuv420p",
-            "-crf",
-            "18",
-            "-movflags",
-            "+faststart",
-            temporary,
-        ]
-        # Not through imageio, which never looks at ffmpeg's exit status: a full disk would leave half a video.
+        options = (
+            f"-loglevel error -y -f rawvideo -pix_fmt rgb24 -s {even_size} -r {fps} -i - "
+            "-c:v libx264 -pix_fmt yuv420p -crf 18 -movflags +faststart"
+        )
+        # Not through imageio: it never looks at ffmpeg's exit status; a full disk would leave half a video.
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), *options.split(), temporary]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=messages, stderr=messages)
         complete = False
         try:
@@ -153,7 +145,7 @@ def save_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 30) ->
         if status != 0 or not complete:
             messages.seek(0)
             said = " ".join(messages.read().decode(errors="replace").split())
-            raise OutputError(f"cannot write {path}: ffmpeg: {said[-300:] or f'status {status}'}")
+            raise OutputError(f"cannot write {path}: ffmpeg: {said[:300] or f'status {status}'}")
 
 
 # ---------------------------------------------------------------- labelled pictures
@@ -205,7 +197,7 @@ class StepImages:
 def steps_picture(
     steps: Sequence[StepImages], rows: int = 6, views: Sequence[int] = (0, 2, 4), cell: int = 128
 ) -> Image.Image:
-    """How the recursion converges: a row for each of `rows` steps, from the first to the last and evenly between.
+    """How the recursion converges: `rows` of its steps as rows, from the first to the last.
 
     The columns are the chosen `views` of every group, in the groups' order.
     """
