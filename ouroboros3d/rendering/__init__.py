@@ -75,8 +75,8 @@ def render(
     colour = torch.as_tensor(background, dtype=features.dtype, device=device)
     if colour.shape != (3,):
         raise ValueError(f"background must be three numbers, got shape {tuple(colour.shape)}")
-    rgb = features[..., :3] + (1 - alpha)[..., None] * colour
-    return Rendering(rgb.movedim(-1, 2), features[..., 3][:, :, None], alpha[:, :, None])
+    rgb = features[:, :, :3] + (1 - alpha) * colour[:, None, None]
+    return Rendering(rgb, features[:, :, 3:], alpha)
 
 
 def check_inputs(gaussians: Gaussians, cameras: Cameras, size: int, near: float, far: float) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.gaussians import Gaussians
-from ouroboros3d.rendering.rules import AXES_3_33_SIGMA, NO_EXTENT, SQUARE_3_SIGMA, TILE, Rules
+from ouroboros3d.rendering.rules import Rules
 
 PIXELS_PER_CHUNK = 1024
 
@@ -37,7 +37,7 @@ def project(gaussians: Gaussians, cameras: Cameras, size: int, rules: Rules, nea
     fx, fy, cx, cy = (K[..., i, j, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))  # image widths, [B, V, 1]
     means = size * torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
 
-    margin = 0.5 * rules.clamp_margin
+    margin = rules.clamp_margin
     u = torch.minimum(torch.maximum(x / z, -(cx + margin) / fx), (1 - cx + margin) / fx)
     v = torch.minimum(torch.maximum(y / z, -(cy + margin) / fy), (1 - cy + margin) / fy)
     row_x, row_y, row_z = rotation.unbind(-2)  # [B, V, 1, 3]
@@ -57,24 +57,24 @@ def tile_boxes(splats: Splats, opacities: Tensor, size: int, rules: Rules) -> Te
     """[B, V, N, 4] pixels (x0, x1, y0, y1), x0 <= x < x1, outside which the rule cuts a Gaussian off."""
     mean_x, mean_y = splats.means.detach().unbind(-1)
     xx, xy, yy = splats.covariances.detach().unbind(-1)
-    tiles = -(-size // TILE)
-    if rules.extent == NO_EXTENT:
+    tile, tiles = rules.tile, -(-size // rules.tile)
+    if rules.square_sigmas > 0:
+        middle = 0.5 * (xx + yy)
+        longer = middle + (middle**2 - (xx * yy - xy * xy)).clamp_min(0.1).sqrt()
+        radius = (rules.square_sigmas * longer.sqrt()).ceil()
+        px, py = mean_x - 0.5, mean_y - 0.5  # that kernel's pixel centres are integers
+        x0, x1 = ((px - radius) / tile).floor(), ((px + radius + tile - 1) / tile).floor()
+        y0, y1 = ((py - radius) / tile).floor(), ((py + radius + tile - 1) / tile).floor()
+    elif rules.axis_sigmas > 0:
+        reach = (2 * (opacities.detach()[:, None] / rules.min_alpha).clamp_min(1).log()).sqrt()
+        reach = reach.clamp_max(rules.axis_sigmas)
+        rx, ry = (reach * xx.sqrt()).ceil(), (reach * yy.sqrt()).ceil()
+        x0, x1 = ((mean_x - rx) / tile).floor(), ((mean_x + rx) / tile).ceil()
+        y0, y1 = ((mean_y - ry) / tile).floor(), ((mean_y + ry) / tile).ceil()
+    else:
         x0 = y0 = torch.zeros_like(mean_x)
         x1 = y1 = x0 + tiles
-    elif rules.extent == SQUARE_3_SIGMA:
-        middle = 0.5 * (xx + yy)
-        longest = middle + (middle**2 - (xx * yy - xy * xy)).clamp_min(0.1).sqrt()
-        radius = (3 * longest.sqrt()).ceil()
-        px, py = mean_x - 0.5, mean_y - 0.5  # that kernel's pixel centres are integers
-        x0, x1 = ((px - radius) / TILE).trunc(), ((px + radius + TILE - 1) / TILE).trunc()
-        y0, y1 = ((py - radius) / TILE).trunc(), ((py + radius + TILE - 1) / TILE).trunc()
-    else:
-        assert rules.extent == AXES_3_33_SIGMA
-        sigmas = (2 * (opacities.detach()[:, None] / rules.min_alpha).clamp_min(1).log()).sqrt().clamp_max(3.33)
-        rx, ry = (sigmas * xx.sqrt()).ceil(), (sigmas * yy.sqrt()).ceil()
-        x0, x1 = ((mean_x - rx) / TILE).floor(), ((mean_x + rx) / TILE).ceil()
-        y0, y1 = ((mean_y - ry) / TILE).floor(), ((mean_y + ry) / TILE).ceil()
-    return TILE * torch.stack([x0, x1, y0, y1], -1).clamp(0, tiles).long()
+    return tile * torch.stack([x0, x1, y0, y1], -1).clamp(0, tiles).long()
 
 
 def blend(pixels: Tensor, mean: Tensor, cov: Tensor, box: Tensor, opacity: Tensor, rules: Rules) -> Tensor:
@@ -95,7 +95,7 @@ def blend(pixels: Tensor, mean: Tensor, cov: Tensor, box: Tensor, opacity: Tenso
 def rasterize(
     gaussians: Gaussians, cameras: Cameras, size: int, rules: Rules, near: float, far: float
 ) -> tuple[Tensor, Tensor]:
-    """Features [B, V, H, W, 4] (rgb without background, depth) and alpha [B, V, H, W], float64."""
+    """Features [B, V, 4, H, W] (rgb without background, depth) and alpha [B, V, 1, H, W], float64."""
     gaussians, cameras = gaussians.to(torch.float64), cameras.to(torch.float64)
     splats = project(gaussians, cameras, size, rules, near, far)
     boxes = tile_boxes(splats, gaussians.opacities, size, rules)
@@ -113,4 +113,4 @@ def rasterize(
                 features.append(weights @ feature)
                 alphas.append(weights.sum(1))
     shape = (cameras.batch_size, cameras.num_views, size, size)
-    return torch.cat(features).reshape(*shape, 4), torch.cat(alphas).reshape(shape)
+    return torch.cat(features).reshape(*shape, 4).movedim(-1, 2), torch.cat(alphas).reshape(shape)[:, :, None]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.gaussians import Gaussians
-from ouroboros3d.rendering.rules import RULES, TILE, Rules
+from ouroboros3d.rendering.rules import RULES, Rules
 
 FAR = 1e10  # gsplat's own default; it compiles with fast math, where infinities are not safe
 
@@ -20,7 +20,7 @@ FAR = 1e10  # gsplat's own default; it compiles with fast math, where infinities
 def rasterize(
     gaussians: Gaussians, cameras: Cameras, size: int, rules: Rules, near: float, far: float
 ) -> tuple[Tensor, Tensor]:
-    """Features [B, V, H, W, 4] (rgb without background, depth) and alpha [B, V, H, W], float32.
+    """Features [B, V, 4, H, W] (rgb without background, depth) and alpha [B, V, 1, H, W], float32.
 
     Follows `RULES["gsplat"]` whatever `rules` says: its clamp and extents are compiled in. `exact` accepts that
     (differences stay below 1/255 of a Gaussian's contribution, or come from alpha > 0.99); `release` is refused.
@@ -38,8 +38,8 @@ def rasterize(
     batch, count, _ = gaussians.means.shape
     views = cameras.num_views
     if count == 0:  # gsplat launches no kernel for nothing, and then fails on empty buffers
-        features = gaussians.rgb.new_zeros(batch, views, size, size, 4, dtype=torch.float32)
-        return features + gaussians.rgb.sum(), features[..., 0]
+        features = gaussians.rgb.new_zeros(batch, views, 4, size, size, dtype=torch.float32)
+        return features + gaussians.rgb.sum(), features[:, :, :1]
     gaussians, cameras = gaussians.to(torch.float32), cameras.to(torch.float32)
     K = cameras.K.clone()
     K[..., :2, :] *= size  # image widths to pixels
@@ -60,9 +60,9 @@ def rasterize(
             radius_clip=0.0,
             eps2d=rules.blur,
             packed=False,
-            tile_size=TILE,
+            tile_size=rules.tile,
             render_mode="RGB+D",  # D is the accumulated depth, ED the expected one
             rasterize_mode="classic",
             covars=gaussians.covariances().contiguous(),
         )
-    return images, alphas[..., 0]
+    return images.movedim(-1, 2), alphas.movedim(-1, 2)
