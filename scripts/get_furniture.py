@@ -1,13 +1,13 @@
 """Fetch about 500 free furniture models for training the small model.
 
-They come from Debian's package sweethome3d-furniture (CC0 and CC-BY 3.0, see attribution.csv): downloaded with
-`apt-get download` (no root needed) or given with --deb, unpacked, and filtered. Writes below --out:
+They come from Debian's package sweethome3d-furniture (CC0 and CC-BY 3.0, see attribution.csv): downloaded
+with `apt-get download` (no root needed) or given with --deb, unpacked, and filtered. Writes below --out:
 
     models/<catalogue>/...      the unpacked catalogues
     assets.csv                  id, split, path of every selected model: the input of render_orbits.py
     attribution.csv             id, name, creator, licence and catalogue of every selected model
 
-Which objects belong to which split is fixed by the committed furniture_split.csv; --choose makes that file anew.
+The committed furniture_split.csv says which objects belong to which split; --choose makes it anew.
 """
 
 from __future__ import annotations
@@ -40,14 +40,18 @@ _IDENTITY = "1 0 0 0 1 0 0 0 1"
 TEST_OBJECTS, VALIDATION_OBJECTS = 45, 10
 
 EXCLUDED_CATEGORIES = {"Doors and windows", "Staircases"}
-# Pieces of a name: things that are flat, lie down, belong on a wall, are mostly air or tell nothing from the side.
+# Pieces of a name: things that are flat, lie down, hang on a wall, are mostly air or show nothing sideways.
+# fmt: off
 EXCLUDED_NAMES = (
-    "white board,calendar,ruler,scissors,pencil,text marker,socket,plug,switch,bill ,arrow,parking,crossing,"
-    "rail,carpet,rug,tatami,doormat,bathmat,blind,curtain,frame,glass table,pool,sandpit,wall,sign,thermometer,"
-    "wire,key,smoke,hanging,fence,puzzle,card game,window,sheet,screen,sidewalk,fork,knife,spoon,steak,tool,"
-    "comb,goal,hedge,shutter,sushi,folded,sunglasses,glasses,tablet,cutlery,plate,cooktop,induction,skirt,"
-    "short,hammock,emergency,newspaper,ring,coathanger,lying"
-).split(",")
+    "white board", "calendar", "ruler", "scissors", "pencil", "text marker", "socket", "plug", "switch",
+    "bill ", "arrow", "parking", "crossing", "rail", "carpet", "rug", "tatami", "doormat", "bathmat",
+    "blind", "curtain", "frame", "glass table", "pool", "sandpit", "wall", "sign", "thermometer", "wire",
+    "key", "smoke", "hanging", "fence", "puzzle", "card game", "window", "sheet", "screen", "sidewalk",
+    "fork", "knife", "spoon", "steak", "tool", "comb", "goal", "hedge", "shutter", "sushi", "folded",
+    "sunglasses", "glasses", "tablet", "cutlery", "plate", "cooktop", "induction", "skirt", "short",
+    "hammock", "emergency", "newspaper", "ring", "coathanger", "lying",
+)
+# fmt: on
 KEPT_NAMES = {"fork lift"}
 # Within a catalogue all objects with one of these words count as variants of one another.
 FAMILIES = ("cabinet", "radiator", "female", "male", "person", "column")
@@ -75,8 +79,8 @@ def excluded_by_catalogue(entry: Entry) -> str | None:
     """The first half of the selection rule: why an object is left out, judged by its entry, or None.
 
     Kept are upright everyday objects that an orbit of side views can show. Out go doors, windows and stairs
-    (category), things that are flat, hang on a wall or lie about (name), flat ones (shortest side below 12 % of
-    the longest), rods (second side below 20 %) and models that the catalogue has to set upright.
+    (category), things that are flat, hang on a wall or lie about (name), flat ones (shortest side below 12 %
+    of the longest), rods (second side below 20 %) and models that the catalogue has to set upright.
     """
     name = entry.name.lower()
     if entry.category in EXCLUDED_CATEGORIES:
@@ -188,9 +192,7 @@ def safe_unzip(archive: Path, target: Path) -> None:
         for member in file.infolist():
             path = (root / member.filename.lstrip("/")).resolve()
             if not path.is_relative_to(root) or "\\" in member.filename:
-                raise OSError(
-                    f"{archive.name}: refuses to unpack '{member.filename}', it leads out of the folder"
-                )
+                raise OSError(f"{archive.name}: member '{member.filename}' leads out of the folder")
         for member in file.infolist():
             path = root / member.filename.lstrip("/")
             if not member.is_dir():

@@ -4,9 +4,9 @@
     <out>/train.txt, val.txt, test.txt      ids of the folders that are complete
     <out>/failures.txt                      what could not be rendered, and why (only if anything)
 
-Input is --assets FILE.csv (columns id, split, path; paths relative to the file; get_furniture.py writes one), a
-folder of mesh files (everything becomes training data), or --procedural N. Finished orbits are skipped, so the
-command can be stopped and repeated.
+Input is --assets FILE.csv (columns id, split, path; paths relative to the file; get_furniture.py writes
+one), --assets FOLDER of mesh files (everything becomes training data), or --procedural N. Finished orbits are
+skipped, so the command can be stopped and repeated.
 """
 
 from __future__ import annotations
@@ -155,9 +155,7 @@ def read_assets(path: Path, suffixes: set[str] = MESH_SUFFIXES) -> list[Asset]:
         raise ValueError(f"{path}: no assets ({', '.join(sorted(suffixes))} or rows of a csv file)")
     for asset in assets:
         if asset.split not in SPLITS:
-            raise ValueError(
-                f"{path}: split of '{asset.id}' is '{asset.split}', not one of {', '.join(SPLITS)}"
-            )
+            raise ValueError(f"{path}: '{asset.id}' has split '{asset.split}', not {', '.join(SPLITS)}")
         if Path(asset.id).name != asset.id or asset.id.startswith("."):
             raise ValueError(f"{path}: '{asset.id}' is no name for a folder")
     if len({a.id for a in assets}) < len(assets):

@@ -179,9 +179,18 @@ def test_background_and_colour_jitter(root):
     assert (left[0, :, 0] - torch.tensor([200, 40, 40]) / 127.5 + 1).abs().max() > 0.02
 
 
-@pytest.mark.parametrize("settings", [{"background": "pink"}, {"background": (2, 0, 0)}, {"cache": "disk"},
-                                      {"color_jitter": 2.0}, {"start_view": 16}, {"num_views": 12, "extra_views": 5},
-                                      {"view_selection": "odd"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"background": "pink"},
+        {"background": (2, 0, 0)},
+        {"cache": "disk"},
+        {"color_jitter": 2.0},
+        {"start_view": 16},
+        {"num_views": 12, "extra_views": 5},
+        {"view_selection": "odd"},
+    ],
+)
 def test_refuses_bad_settings(shared_root, settings):
     with pytest.raises(ValueError):
         OrbitDataset(shared_root, **settings)

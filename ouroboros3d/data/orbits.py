@@ -2,7 +2,7 @@
 
     <root>/<id>/render_0000.webp ...    RGBA views, in orbit order
     <root>/<id>/meta.json               camera_angle_x and one OpenGL camera-to-world matrix a view
-    <root>/<id>/depth.npz               optional: `depth` [frames, h, w], distance along the camera's axis, 0 = empty
+    <root>/<id>/depth.npz               optional: `depth` [frames, h, w] along the camera's axis, 0 = empty
     <root>/train.txt                    one id a line
 
 `scripts/render_orbits.py` writes this format.
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ouroboros3d.cameras import frame_indices, intrinsics_from_fov, opengl_to_opencv, relative_to_first
 
+_RENDER_AGAIN = "render this orbit again or take its id out of the list"
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
 
 
@@ -33,11 +34,11 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class OrbitMeta:
-    """What meta.json says. names: picture files, in orbit order; c2w: [frames, 4, 4] float64, OpenGL; fov: degrees."""
+    """What meta.json says."""
 
-    names: list[str]
-    c2w: Tensor
-    fov: float
+    names: list[str]  # picture files, in orbit order
+    c2w: Tensor  # [frames, 4, 4] float64, OpenGL
+    fov: float  # degrees
 
 
 class OrbitDataset(Dataset):
@@ -54,8 +55,8 @@ class OrbitDataset(Dataset):
         depth   [V, 1, h, w] float32 along the camera's axis, 0 = empty   with load_depth
         extra_images, extra_c2w, extra_K, extra_frames, extra_alpha, extra_depth    with extra_views
 
-    Everything random is a function of (seed, epoch, index) alone, so neither the number of workers nor a resume
-    changes it. Call set_epoch before each epoch, persistent workers notice it too.
+    Everything random is a function of (seed, epoch, index) alone, so neither the number of workers nor a
+    resume changes it. Call set_epoch before each epoch, persistent workers notice it too.
     """
 
     def __init__(
@@ -77,13 +78,17 @@ class OrbitDataset(Dataset):
         seed: int = 0,
     ):
         """
-        list_file: the list of ids, relative to `root`. view_selection: "release" (0, 2, ..., 12, 15 of 16) or
-        "even" (every second frame, the paper's). background: white, black, grey, random (one colour per example)
-        or rgb in [0, 1]. start_view: frame of the condition image, None draws one. mirror: mirror every other
-        example left to right, by chance. color_jitter: 0 to 1, how far hue and brightness may move (1: any hue,
-        half to double brightness), together for all views. cache: "memory" decodes everything now, at `size`.
-        extra_views: further views for supervision, of frames not among the `num_views`. frames: in every orbit.
-        Raises DataError if the list cannot be read and ValueError for bad settings.
+        list_file: the list of ids, relative to `root`.
+        view_selection: "release" (0, 2, ..., 12, 15 of 16) or "even" (every second frame, the paper's).
+        background: white, black, grey, random (one colour an example) or rgb in [0, 1].
+        start_view: frame of the condition image, None draws one.
+        mirror: mirror every other example left to right, by chance.
+        color_jitter: 0 to 1, how far hue and brightness may move (1: any hue, half to double brightness),
+            together for all views.
+        cache: "memory" decodes everything now, at `size`.
+        extra_views: further views for supervision, of frames not among the `num_views`.
+        frames: of every orbit on disk.
+        Raises DataError if data cannot be read and ValueError for bad settings.
         """
         if background != "random":
             background = (
@@ -95,7 +100,7 @@ class OrbitDataset(Dataset):
                 or not all(0 <= x <= 1 for x in background)
             ):
                 raise ValueError(
-                    f"background must be {', '.join(BACKGROUNDS)}, random or rgb in [0, 1], got {background!r}"
+                    f"background: {', '.join(BACKGROUNDS)}, random or rgb in [0, 1], got {background!r}"
                 )
         if cache not in ("none", "memory"):
             raise ValueError(f"cache must be 'none' or 'memory', got {cache!r}")
@@ -198,14 +203,14 @@ class OrbitDataset(Dataset):
 
 
 def mirror_poses(c2w: Tensor) -> Tensor:
-    """Poses [..., 4, 4] of the world mirrored in x, for pictures mirrored left to right; the first stays put."""
+    """Poses [..., 4, 4] of the world mirrored in x, for pictures mirrored left to right."""
     return c2w * c2w.new_tensor(
         [[1, -1, -1, -1], [-1, 1, 1, 1], [-1, 1, 1, 1], [1, 1, 1, 1]]
     )  # diag(-1, 1, 1, 1) on both sides
 
 
 def shift_colors(rgb: Tensor, hue: float, brightness: float) -> Tensor:
-    """Turn the hue of [n, 3, h, w] in [0, 1] by `hue` half circles and scale it by 2 ** brightness, clamped."""
+    """Turn the hue of [n, 3, h, w] in [0, 1] by `hue` half circles, scale by 2 ** brightness, clamp."""
     cos, sin = math.cos(math.pi * hue), math.sin(math.pi * hue)
     cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     turn = cos * torch.eye(3) + (1 - cos) / 3 + sin * cross  # about the grey axis
@@ -228,7 +233,6 @@ def read_ids(path: Path) -> list[str]:
 
 def read_meta(path: Path, frames: int) -> OrbitMeta:
     """meta.json of an orbit of `frames` views; raises DataError."""
-    hint = "render this orbit again or take its id out of the list"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         names = [location["frames"][0]["name"] for location in meta["locations"]]
@@ -237,13 +241,15 @@ def read_meta(path: Path, frames: int) -> OrbitMeta:
         )
         fov = math.degrees(float(meta["camera_angle_x"]))
     except KeyError as error:
-        raise DataError(f"{path}: has no {error}; {hint}") from error
+        raise DataError(f"{path}: has no {error}; {_RENDER_AGAIN}") from error
     except (OSError, ValueError, TypeError, IndexError) as error:
-        raise DataError(f"{path}: cannot be read ({_reason(error)}); {hint}") from error
+        raise DataError(f"{path}: cannot be read ({_reason(error)}); {_RENDER_AGAIN}") from error
     if len(names) != frames:
-        raise DataError(f"{path}: has {len(names)} frames instead of {frames}; {hint}")
+        raise DataError(f"{path}: has {len(names)} frames instead of {frames}; {_RENDER_AGAIN}")
     if c2w.shape[1:] != (4, 4) or not c2w.isfinite().all() or not 0 < fov < 180:
-        raise DataError(f"{path}: a matrix is not 4 x 4 finite numbers, or camera_angle_x no angle; {hint}")
+        raise DataError(
+            f"{path}: a matrix is not 4 x 4 finite numbers, or camera_angle_x no angle; {_RENDER_AGAIN}"
+        )
     return OrbitMeta(names, c2w, fov)
 
 
@@ -253,11 +259,9 @@ def read_rgba(path: Path, size: int) -> Tensor:
         with Image.open(path) as picture:
             rgba = picture.convert("RGBA")
     except Exception as error:  # a decoder raises whatever it trips over
-        raise DataError(
-            f"{path}: cannot be read ({_reason(error)}); render this orbit again or take its id out of the list"
-        ) from error
+        raise DataError(f"{path}: cannot be read ({_reason(error)}); {_RENDER_AGAIN}") from error
     if rgba.width != rgba.height:
-        raise DataError(f"{path}: is {rgba.width} x {rgba.height}, not square; render this orbit again")
+        raise DataError(f"{path}: is {rgba.width} x {rgba.height}, not square; {_RENDER_AGAIN}")
     if rgba.width != size:
         rgba = rgba.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(rgba))

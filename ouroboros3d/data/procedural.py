@@ -1,7 +1,7 @@
-"""Random objects without end, put together from simple solids, for training beside scanned or modelled ones.
+"""Random objects without end, put together from simple solids, for training beside modelled ones.
 
-An object is a function of (seed, number). Most are symmetric and stand like furniture, many are loudly coloured:
-what a small model learns from them is where surfaces are and that colours are copied from the input.
+An object is a function of (seed, number). Most are symmetric and stand like furniture, many are loudly
+coloured: a small model learns from them where surfaces are, and that colours are copied from the input.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def random_object(seed: int, number: int) -> Surface:
     return make_surface(builder.parts)
 
 
-# Solids: vertices [n, 3] in [-1, 1] and faces [t, 3], one row of vertices per ring so that texture runs around.
+# Solids: vertices [n, 3] in [-1, 1], faces [t, 3] and uv [n, 2]; textures run around what is round.
 
 
 def _lathe(profile: np.ndarray, sides: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,7 +93,7 @@ class _Builder:
         self.palette = [_paint(rng) for _ in range(rng.integers(2, 5))]
 
     def add(self, solid, size, position, paint: int | None = None, tilt: np.ndarray | None = None) -> None:
-        """Put a solid of half extents `size` [3] at `position` [3]; tilt: rotation [3, 3] before moving."""
+        """Put a solid of half extents `size` [3] at `position` [3]; tilt: turn [3, 3] before moving."""
         vertices, faces, uv = solid
         vertices = vertices * np.asarray(size)
         if tilt is not None:
@@ -107,7 +107,7 @@ class _Builder:
         self.parts.append(part)
 
     def around(self, solid, size, position, count: int, paint: int, start: float = 45.0) -> None:
-        """`count` copies around the z axis; position: that of the first copy before turning by `start` degrees."""
+        """`count` copies around the z axis; position: of the first one, before turning it by `start` degrees."""
         for k in range(count):
             turn = _about_z(start + 360 * k / count)
             self.add(solid, size, turn @ np.asarray(position), paint, turn)

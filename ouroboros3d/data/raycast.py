@@ -70,7 +70,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def _corner_normals(vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
-    """Smooth normals per face corner [T, 3, 3], flat across creases. `normals` [N, 3]: the file's own, if any."""
+    """Normals per face corner [T, 3, 3], flat across creases. `normals` [N, 3]: the file's own, if any."""
     flat = _face_cross(vertices, faces)
     if normals is None:
         normals = np.zeros_like(vertices)
