@@ -36,7 +36,7 @@ install() {
     die "Python 3.10 or newer is needed, $base is $("$base" -V 2>&1); set PYTHON, e.g. PYTHON=python3.12 $0"
   say "setting up $venv, once; this takes some minutes"
   "$base" -m venv "$venv"
-  local pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet --prefer-binary)
+  local pip=("$venv/bin/python" -m pip --disable-pip-version-check install -qq --prefer-binary)
   if ! has_gpu && ! "$venv/bin/python" -c "import torch" 2>/dev/null; then
     # The default wheels bring gigabytes of CUDA. "+cpu" cannot be one of them; where there is no such wheel or
     # the index cannot be reached, take what the configured index has.
