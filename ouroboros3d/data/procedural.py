@@ -107,7 +107,7 @@ class _Builder:
         self.parts.append(part)
 
     def around(self, solid, size, position, count: int, paint: int, start: float = 45.0) -> None:
-        """`count` copies around the z axis; position: of the first one, before turning it by `start` degrees."""
+        """`count` copies around the z axis; position: of the first, before its turn by `start` degrees."""
         for k in range(count):
             turn = _about_z(start + 360 * k / count)
             self.add(solid, size, turn @ np.asarray(position), paint, turn)

@@ -22,7 +22,7 @@ _GLASS = 0.7
 # Corner normals further than this from their face are not used, so that hard edges stay hard.
 _CREASE_COSINE = float(np.cos(np.radians(40.0)))
 # The sky light comes from everywhere, most from this direction of the world, and never quite fades.
-_SKY_DIRECTION = np.array([0.4, -0.45, 0.8], np.float32) / np.linalg.norm([0.4, -0.45, 0.8])
+SKY_DIRECTION = np.array([0.4, -0.45, 0.8], np.float32) / np.linalg.norm([0.4, -0.45, 0.8])
 _AMBIENT = 0.45
 # Nothing is quite black: without some sheen a black object would be a shapeless hole.
 _SHEEN = 0.04
@@ -218,7 +218,7 @@ class Raycaster:
         c2w: [4, 4] OpenGL camera-to-world; samples: rays per pixel and axis; fov: horizontal, degrees.
         """
         fine = size * samples
-        directions = _pixel_directions(c2w, fine, fov)
+        directions = pixel_directions(c2w, fine, fov)
         rays, face, bary, _ = self._hits(c2w[:3, 3], directions)
         out = np.zeros((fine * fine, 4), np.float32)
         if len(rays):
@@ -231,11 +231,16 @@ class Raycaster:
 
     def depth(self, c2w: np.ndarray, size: int, fov: float = FOV_DEGREES) -> np.ndarray:
         """Distance along the camera's axis through every pixel centre, [size, size] float32, 0 = empty."""
-        directions = _pixel_directions(c2w, size, fov)
+        directions = pixel_directions(c2w, size, fov)
         rays, _, _, distance = self._hits(c2w[:3, 3], directions)
         out = np.zeros(size * size, np.float32)
         out[rays] = distance * (directions[rays] @ -c2w[:3, 2])
         return out.reshape(size, size)
+
+    def blocked(self, points: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        """Whether the object is hit by rays from points [n, 3] along unit directions [n, 3]: [n] bool."""
+        hit = self._scene.run(points.astype(np.float32), directions.astype(np.float32), output=1)
+        return hit["primID"] >= 0
 
     def _hits(self, origin: np.ndarray, directions: np.ndarray):
         """First opaque hit: indices of the rays that hit [n], face [n], barycentric [n, 3], distance [n]."""
@@ -278,7 +283,7 @@ class Raycaster:
         normal = _unit((self.surface.corner_normals[face] * bary[..., None]).sum(1))
         # Two-sided: light the side that is seen.
         normal = np.where((normal * directions).sum(1, keepdims=True) > 0, -normal, normal)
-        light = _AMBIENT + (1 - _AMBIENT) * (0.5 + 0.5 * normal @ _SKY_DIRECTION)
+        light = _AMBIENT + (1 - _AMBIENT) * (0.5 + 0.5 * normal @ SKY_DIRECTION)
         albedo = _SHEEN + (1 - _SHEEN) * self._albedo(face, bary)[:, :3]
         return albedo * light[:, None]
 
@@ -296,7 +301,7 @@ def _lookup(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
     return top * (1 - fy) + bottom * fy
 
 
-def _pixel_directions(c2w: np.ndarray, size: int, fov: float) -> np.ndarray:
+def pixel_directions(c2w: np.ndarray, size: int, fov: float) -> np.ndarray:
     """Unit world directions through pixel centres, [size * size, 3], rows from the top."""
     focal = 0.5 * size / np.tan(np.radians(fov / 2))
     t = (np.arange(size) + 0.5 - size / 2) / focal
