@@ -11,12 +11,14 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from transformers import CLIPVisionModelWithProjection
 
 from ouroboros3d.cameras import Cameras, frame_indices, orbit
-from ouroboros3d.checkpoint import CheckpointError, fit_state, load_checkpoint, load_lgm
+from ouroboros3d.checkpoint import CheckpointError, fit_state, load_checkpoint, load_lgm, load_unet, read_state
 from ouroboros3d.config import Config, ModelConfig
+from ouroboros3d.data.orbits import OrbitDataset
 from ouroboros3d.interfaces import Renderer
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, make_image_encoder, make_vae
+from ouroboros3d.objective import Objective
 from ouroboros3d.rendering import render
 from ouroboros3d.sampler import Sampler
 
@@ -59,6 +61,11 @@ def build_models(config: ModelConfig) -> Models:
         if not has_checkpoint:
             source = from_pretrained(UNetSpatioTemporalConditionModel, pretrained.svd, "unet")
             fit_state(unet.unet, source.state_dict(), f"{pretrained.svd}/unet")
+    for path, module in ((pretrained.vae, vae), (pretrained.image_encoder, image_encoder)):
+        if path is not None:
+            fit_state(module, read_state(path), path)
+    if pretrained.unet is not None and not has_checkpoint:
+        load_unet(pretrained.unet, unet)
     if pretrained.lgm is not None and not has_checkpoint:
         load_lgm(pretrained.lgm, lgm)
     models = Models(unet, lgm, SVDParts(vae, image_encoder, config.conventions.decode_chunk))
@@ -95,3 +102,35 @@ def build_cameras(config: Config) -> Cameras:
     indices = frame_indices(c.orbit_frames, c.num_views, config.model.conventions.view_selection)
     azimuths = [360.0 * i / c.orbit_frames for i in indices]
     return orbit(azimuths, c.elevation, c.distance, c.fov)
+
+
+def build_objective(models: Models, config: Config) -> Objective:
+    """The joint objective of the parts that are trained; the others are frozen."""
+    models.unet.requires_grad_(config.objective.diffusion).train(config.objective.diffusion)
+    trains_lgm = config.objective.reconstruction != "none"
+    models.lgm.requires_grad_(trains_lgm).train(trains_lgm)
+    if config.train.gradient_checkpointing:
+        models.unet.unet.enable_gradient_checkpointing()
+        models.lgm.unet.gradient_checkpointing = True
+    return Objective(models.unet, models.svd, models.lgm, build_renderer(config), config)
+
+
+def build_dataset(config: Config, split: str) -> OrbitDataset:
+    """The "train" or "val" orbits. Validation draws nothing: frame 0 is the condition view."""
+    train, data = split == "train", config.data
+    return OrbitDataset(
+        data.root,
+        data.train if train else data.val,
+        size=config.model.image_size,
+        num_views=config.cameras.num_views,
+        view_selection=config.model.conventions.view_selection,
+        background=data.background,
+        start_view=None if train else 0,
+        mirror=data.mirror and train,
+        color_jitter=data.color_jitter if train else 0.0,
+        cache=data.cache,
+        load_alpha=True,
+        load_depth=data.depth and train,
+        frames=config.cameras.orbit_frames,
+        seed=config.train.seed,
+    )

@@ -123,9 +123,7 @@ def load_checkpoint(folder: str | Path, models) -> None:
     for name in ("mv_model_unet", "recon_model"):
         if find_weights(folder, name) is None:
             raise CheckpointError(f"{folder}: has no {name}.safetensors or {name}.pth")
-    path = find_weights(folder, "mv_model_unet")
-    res_blocks = models.unet.config.adapter.res_blocks
-    fit_state(models.unet, from_release_names(read_state(path), res_blocks), path)
+    load_unet(find_weights(folder, "mv_model_unet"), models.unet)
     path = find_weights(folder, "recon_model")
     fit_state(models.lgm, read_state(path), path)
     for name, module in (("vae", models.svd.vae), ("image_encoder", models.svd.image_encoder)):
@@ -151,6 +149,11 @@ def save_checkpoint(
         parts |= {"vae": models.svd.vae.state_dict(), "image_encoder": models.svd.image_encoder.state_dict()}
     for name, state in parts.items():
         write_state(state, folder / f"{name}{suffix}", dtype)
+
+
+def load_unet(path: str | Path, unet) -> None:
+    """`mv_model_unet` into a MultiViewUNet, strictly."""
+    fit_state(unet, from_release_names(read_state(path), unet.config.adapter.res_blocks), path)
 
 
 def load_lgm(path: str | Path, lgm: nn.Module) -> None:

@@ -57,6 +57,7 @@ class MultiViewConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     feedback: list[str] = _list("rgb", "ccm")  # adapters the network has, in the checkpoint's order
     ray_octaves: int = 6
+    micro_conditions: list[float] = _list(6.0, 127.0)  # SVD's time ids: fps - 1 and motion bucket
 
 
 @dataclass
@@ -127,6 +128,9 @@ class PretrainedConfig:
 
     svd: str | None = None  # a diffusers SVD folder or hub id: unet (when training), vae, image_encoder
     lgm: str | None = None  # LGM weights, .safetensors; only time-embedding keys may be missing
+    vae: str | None = None  # a file of weights for the configured VAE
+    image_encoder: str | None = None  # a file of weights for the configured image encoder
+    unet: str | None = None  # mv_model_unet alone
     checkpoint: str | None = None  # a folder with mv_model_unet and recon_model (and vae, image_encoder)
 
 
@@ -219,7 +223,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     betas: list[float] = _list(0.9, 0.999)
     clip_norm: float = 1.0
-    mixed_precision: str = "no"  # no | fp16 | bf16
+    mixed_precision: str = "fp32"  # fp32 | fp16 | bf16
     gradient_checkpointing: bool = False
     ema_decay: float = 0.0  # 0 keeps none
     resume: str = "auto"  # auto | never | a checkpoint folder
@@ -258,7 +262,7 @@ CHOICES = {
     "objective.second_loss": ("replace", "add"),
     "objective.image_loss": ("l1", "mse"),
     "train.schedule": ("constant", "cosine"),
-    "train.mixed_precision": ("no", "fp16", "bf16"),
+    "train.mixed_precision": ("fp32", "fp16", "bf16"),
     "train.tracker": ("tensorboard", "wandb", "none"),
 }
 
@@ -314,6 +318,8 @@ def check_config(config: Config) -> None:
         require(value in allowed, key, value, f"must be one of {', '.join(allowed)}")
 
     model, unet, lgm, vae = config.model, config.model.multiview.unet, config.model.lgm, config.model.vae
+    require(len(model.multiview.micro_conditions) == 2, "model.multiview.micro_conditions",
+            model.multiview.micro_conditions, "wants two numbers, fps - 1 and the motion bucket")
     factor = 2 ** (len(vae.block_out_channels) - 1)
     levels = len(unet.block_out_channels)
     for name in ("down_block_types", "up_block_types", "num_attention_heads"):

@@ -26,10 +26,15 @@ def camera_points(cameras: Cameras, u: Tensor, v: Tensor) -> Tensor:
     return torch.stack([x, y, torch.ones_like(x)], dim=-1)
 
 
+def _rotate(rotation: Tensor, points: Tensor) -> Tensor:
+    """[B, V, 3, 3] applied to [B, V, H, W, 3]; by sums and not a matrix product, which autocast or TF32 would round."""
+    return (rotation[:, :, None, None] * points[..., None, :]).sum(-1)
+
+
 def camera_rays(cameras: Cameras, size: int) -> tuple[Tensor, Tensor]:
     """Origins and unit directions in the world through the pixel centres, each [B, V, size, size, 3]."""
     points = camera_points(cameras, *pixel_grid(size, cameras.K))
-    directions = torch.einsum("bvij,bvhwj->bvhwi", cameras.c2w[..., :3, :3].to(points.dtype), points)
+    directions = _rotate(cameras.c2w[..., :3, :3].to(points.dtype), points)
     origins = cameras.centers.to(points.dtype)[:, :, None, None].expand_as(directions)
     return origins, torch.nn.functional.normalize(directions, dim=-1)
 
@@ -43,7 +48,7 @@ def release_rays(cameras: Cameras, size: int) -> tuple[Tensor, Tensor]:
     u, v = pixel_grid(size, cameras.K)
     points = camera_points(cameras, v, u)
     origins = cameras.centers.to(points.dtype)[:, :, None, None].expand_as(points)
-    directions = torch.einsum("bvji,bvhwj->bvhwi", cameras.c2w[..., :3, :3].to(points.dtype), points) - origins
+    directions = _rotate(cameras.c2w[..., :3, :3].mT.to(points.dtype), points) - origins
     return origins, torch.nn.functional.normalize(directions, dim=-1)
 
 
@@ -82,7 +87,8 @@ def unproject(depth: Tensor, cameras: Cameras) -> Tensor:
 def _to_world(points: Tensor, depth: Tensor, c2w: Tensor) -> Tensor:
     """c2w (depth * points): [B, V, H, W, 3], [B, V, 1, H, W] -> [B, V, 3, H, W] in the dtype of the pose."""
     points = points.to(c2w.dtype) * depth[:, :, 0, :, :, None].to(c2w.dtype)
-    return torch.einsum("bvij,bvhwj->bvihw", c2w[..., :3, :3], points) + c2w[..., :3, 3][..., None, None]
+    world = _rotate(c2w[..., :3, :3], points) + c2w[..., None, None, :3, 3]
+    return world.permute(0, 1, 4, 2, 3)
 
 
 def coordinates_map(

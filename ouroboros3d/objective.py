@@ -102,21 +102,44 @@ class Objective(nn.Module):
     """The losses of a batch. Only what is trained is a submodule, so that nothing frozen is saved or wrapped."""
 
     def __init__(
-        self, unet: MultiViewUNet | None, svd: SVDParts | None, lgm: LGM | None, renderer: Renderer, config: Config
+        self, unet: MultiViewUNet, svd: SVDParts, lgm: LGM, renderer: Renderer, config: Config
     ) -> None:
         super().__init__()
-        self.unet, self.lgm = unet, lgm
-        self._svd = [svd]  # in a list: a frozen part is not a submodule
+        trains_lgm = config.objective.reconstruction != "none"
+        self.trained = nn.ModuleDict(
+            ({"unet": unet} if config.objective.diffusion else {}) | ({"lgm": lgm} if trains_lgm else {})
+        )
+        self._parts = unet, lgm, svd  # in a tuple: not submodules by themselves
         self.renderer = renderer
         self.model, self.config = config.model, config.objective
         weight = self.config.lpips_weight if self.config.reconstruction != "none" else 0.0
-        self._lpips = [make_lpips() if weight > 0 else None]
+        self._lpips = make_lpips() if weight > 0 else None
+
+    @property
+    def unet(self) -> MultiViewUNet:
+        return self._parts[0]
+
+    @property
+    def lgm(self) -> LGM:
+        return self._parts[1]
 
     @property
     def svd(self) -> SVDParts:
-        return self._svd[0]
+        return self._parts[2]
 
-    def forward(self, batch: OrbitBatch, draws: Draws, keep: dict | None = None) -> dict[str, Tensor]:
+    @staticmethod
+    def collate(items: list[dict]) -> OrbitBatch:
+        return OrbitBatch.collate(items)
+
+    def draw(self, seed: int, step: int, samples: list[int], batch: OrbitBatch) -> Draws | None:
+        """The step's random numbers, on the batch's device; a clean reconstruction needs none."""
+        if not self.config.diffusion:
+            return None
+        views, size = batch.images.shape[1], batch.images.shape[-1]
+        latent = (self.model.vae.latent_channels, size // self.svd.downscale)
+        return Draws.draw(seed, step, samples, views, size, latent).to(batch.images.device)
+
+    def forward(self, batch: OrbitBatch, draws: Draws | None, keep: dict | None = None) -> dict[str, Tensor]:
         """Losses by name, "total" the one to minimise. `keep`, if given, receives the intermediate tensors."""
         keep = {} if keep is None else keep
         losses: dict[str, Tensor] = {}
@@ -188,7 +211,7 @@ class Objective(nn.Module):
             "noisy": clean + sigma * draws.latents,
             "context": context * keep_context[:, None, None],
             "condition": (latent * keep_latent[:, None, None, None])[:, None].expand_as(clean),
-            "time_ids": time_ids(condition_sigma),
+            "time_ids": time_ids(self.model.multiview.micro_conditions, condition_sigma),
             "cameras": batch.cameras,
         }
 
@@ -231,8 +254,8 @@ class Objective(nn.Module):
         rgb, target = rendering.rgb.clamp(0, 1), batch.images * 0.5 + 0.5
         difference = F.l1_loss if config.image_loss == "l1" else F.mse_loss
         losses = {"reconstruction": difference(rgb, target)}
-        if self._lpips[0] is not None:
-            losses["lpips"] = config.lpips_weight * self._lpips[0](rgb.flatten(0, 1), target.flatten(0, 1))
+        if self._lpips is not None:
+            losses["lpips"] = config.lpips_weight * self._lpips(rgb.flatten(0, 1), target.flatten(0, 1))
         if config.alpha_weight > 0:
             losses["alpha"] = config.alpha_weight * F.mse_loss(rendering.alpha, batch.alpha)
         if config.position_weight > 0:

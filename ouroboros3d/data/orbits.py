@@ -134,9 +134,13 @@ class OrbitDataset(Dataset):
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict:
+        return self.example(int(self._epoch), index)
+
+    def example(self, epoch: int, index: int) -> dict:
+        """Item `index` as it is in `epoch`, whatever set_epoch said: safe where workers run over an epoch's end."""
         if not 0 <= index < len(self):  # ends `for item in dataset`
             raise IndexError(f"example {index} of {len(self)}")
-        rng = np.random.default_rng([self.seed, int(self._epoch), index])
+        rng = np.random.default_rng([self.seed, epoch, index])
         # Always the same draws in the same order, so that one option does not change what another one gets.
         start, mirrored = int(rng.integers(self.frames)), self.mirror and bool(rng.random() < 0.5)
         jitter, background, order = rng.uniform(-1, 1, 2), rng.random(3), rng.permutation(self.frames)

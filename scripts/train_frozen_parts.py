@@ -1,0 +1,149 @@
+"""Trains the small model's own VAE or image encoder from nothing (the full model takes SVD's).
+
+    python scripts/train_frozen_parts.py vae --config configs/small/vae.yaml
+    python scripts/train_frozen_parts.py image_encoder --config configs/small/image_encoder.yaml
+
+VAE: weighted L1 with a chroma term and a little KL on orbits of views, so that the temporal decoder learns to treat
+them as frames. Image encoder: two views of an object must embed closer than those of other objects (InfoNCE), which
+keeps what is common to an object's views: its colours and kind.
+Writes `<train.output_dir>/export/vae.safetensors` or `image_encoder.safetensors`, and pictures beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ouroboros3d.build import build_dataset
+from ouroboros3d.checkpoint import write_state
+from ouroboros3d.config import Config, ConfigError, load_config
+from ouroboros3d.data.orbits import DataError
+from ouroboros3d.metrics import psnr
+from ouroboros3d.models.svd import make_image_encoder, make_vae
+from ouroboros3d.objective import OrbitBatch
+from ouroboros3d.trainer import Trainer, TrainingError
+from ouroboros3d.visualize import save_image, view_grid
+
+KL_WEIGHT = 1e-3  # per latent number: keeps latents centred and of about unit variance
+CHROMA_WEIGHT = 1.0  # without it colours are learned long after shapes
+FOREGROUND_WEIGHT = 4.0  # two thirds of a view are background
+TEMPERATURE = 0.1
+
+
+class VAEObjective(nn.Module):
+    """Reconstruction of all views of each orbit through the temporal decoder."""
+
+    collate = staticmethod(OrbitBatch.collate)
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def draw(self, seed: int, step: int, samples: list[int], batch: OrbitBatch) -> Tensor:
+        size = batch.images.shape[-1] // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        shape = (batch.images.shape[1], self.vae.config.latent_channels, size, size)
+        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + 7919 * s)) for s in samples]
+        return torch.cat(draws).to(batch.images.device)
+
+    def forward(self, batch: OrbitBatch, noise: Tensor) -> dict[str, Tensor]:
+        images, views = batch.images.flatten(0, 1), batch.images.shape[1]
+        posterior = self.vae.encode(images).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        decoded = self.vae.decode(latents, num_frames=views).sample.float()
+        difference = decoded - images
+        chroma = difference - difference.mean(1, keepdim=True)
+        weight = 1 + FOREGROUND_WEIGHT * batch.alpha.flatten(0, 1)
+        losses = {
+            "l1": (weight * difference.abs()).mean(),
+            "chroma": CHROMA_WEIGHT * (weight * chroma.abs()).mean(),
+            "kl": KL_WEIGHT * 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean(),
+        }
+        return losses | {"total": sum(losses.values())}
+
+
+class ContrastiveObjective(nn.Module):
+    """InfoNCE between the condition view and another, random view of each orbit."""
+
+    collate = staticmethod(OrbitBatch.collate)
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def draw(self, seed: int, step: int, samples: list[int], batch: OrbitBatch) -> Tensor:
+        generator = torch.Generator().manual_seed(seed + 7919 * samples[0])
+        return torch.randint(1, batch.images.shape[1], (len(samples),), generator=generator)
+
+    def forward(self, batch: OrbitBatch, other: Tensor) -> dict[str, Tensor]:
+        rows = torch.arange(len(other))
+        pairs = torch.stack([batch.images[:, 0], batch.images[rows, other]])
+        embeds = F.normalize(self.encoder(normalise(pairs.flatten(0, 1))).image_embeds.float(), dim=-1)
+        first, second = embeds.chunk(2)
+        logits = first @ second.T / TEMPERATURE
+        total = (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
+        accuracy = (logits.argmax(-1) == rows).float().mean()
+        return {"total": total, "accuracy": accuracy}
+
+
+def normalise(images: Tensor) -> Tensor:
+    """[-1, 1] to what CLIP encoders see."""
+    from ouroboros3d.models.svd import CLIP_MEAN, CLIP_STD
+
+    mean, std = (images.new_tensor(x)[:, None, None] for x in (CLIP_MEAN, CLIP_STD))
+    return (images * 0.5 + 0.5 - mean) / std
+
+
+def vae_validation(vae: nn.Module, config: Config):
+    """PSNR over everything and over the foreground of held-out views, and their picture."""
+    dataset = build_dataset(config, "val")
+    batch = OrbitBatch.collate([dataset[i] for i in range(min(len(dataset), config.train.validate_objects))])
+
+    @torch.no_grad()
+    def validate(step: int, folder: Path) -> dict[str, float]:
+        images = batch.images.flatten(0, 1)
+        posterior = vae.encode(images).latent_dist
+        decoded = vae.decode(posterior.mean, num_frames=batch.images.shape[1]).sample.clamp(-1, 1)
+        truth, made = images * 0.5 + 0.5, decoded * 0.5 + 0.5
+        rows = torch.stack([truth.unflatten(0, batch.images.shape[:2]), made.unflatten(0, batch.images.shape[:2])], 1)
+        save_image(folder / f"vae_{step:06d}.png", view_grid(rows.flatten(0, 2), columns=batch.images.shape[1]))
+        return {
+            "psnr": psnr(made, truth).mean().item(),
+            "psnr_foreground": psnr(made, truth, batch.alpha.flatten(0, 1) > 0.5).mean().item(),
+            "latent_mean": posterior.mean.mean().item(),
+            "latent_std": posterior.mean.std().item(),
+        }
+
+    return validate
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("vae", "image_encoder"))
+    parser.add_argument("--config", required=True)
+    options, overrides = parser.parse_known_args(arguments)
+    config = load_config(options.config, overrides)
+    torch.manual_seed(config.train.seed)
+    if options.part == "vae":
+        module = make_vae(config.model.vae)
+        objective, validate = VAEObjective(module), vae_validation(module, config)
+    else:
+        module = make_image_encoder(config.model.image_encoder)
+        objective, validate = ContrastiveObjective(module), None
+
+    def export(folder: Path) -> None:
+        write_state(module.state_dict(), folder / f"{options.part}.safetensors")
+
+    Trainer(objective, build_dataset(config, "train"), config.train, validate, export).run()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ConfigError, DataError, TrainingError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,54 @@
+"""Trains Ouroboros3D on orbits of objects.
+
+    python train.py --config configs/small/joint.yaml [key=value ...]
+    torchrun --nproc_per_node=8 train.py --config configs/mv/svd_lgm_rgb_ccm_lvis.yaml
+
+Writes to `train.output_dir`: checkpoints/, validation/, metrics.jsonl, export/ (the weights inference.py loads).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from ouroboros3d.build import build_dataset, build_models, build_objective
+from ouroboros3d.checkpoint import CheckpointError, save_checkpoint
+from ouroboros3d.config import ConfigError, load_config, save_config
+from ouroboros3d.data.orbits import DataError
+from ouroboros3d.evaluation import Validation
+from ouroboros3d.files import OutputError
+from ouroboros3d.trainer import Trainer, TrainingError
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/small.yaml", help="YAML file (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what the machine has")
+    options, overrides = parser.parse_known_args(arguments)
+    config = load_config(options.config, overrides)
+    torch.manual_seed(config.train.seed)
+
+    models = build_models(config.model)
+    objective = build_objective(models, config)
+    own_parts = config.model.pretrained.svd is None  # a small model's VAE and encoder travel with it
+    trainer = Trainer(
+        objective,
+        build_dataset(config, "train"),
+        config.train,
+        export=lambda folder: save_checkpoint(folder, models, dtype=torch.float16, frozen=own_parts),
+        cpu=options.device == "cpu",
+    )
+    models.to(trainer.accelerator.device)
+    trainer.validate = Validation(models, config, build_dataset(config, "val"), trainer.accelerator.device)
+    save_config(config, trainer.folder / "config.yaml")
+    trainer.run()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ConfigError, CheckpointError, DataError, OutputError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
