@@ -59,6 +59,9 @@ def render(
         backend = "gsplat" if device.type == "cuda" else "cpu"
     check_inputs(gaussians, cameras, size, near, far)
     cameras = Cameras(cameras.c2w.detach(), cameras.K.detach())
+    background = torch.as_tensor(background, dtype=torch.float32, device=device).detach()
+    if background.shape != (3,):
+        raise ValueError(f"background must be three numbers, got shape {tuple(background.shape)}")
 
     if backend == "cpu":
         if device.type != "cpu":
@@ -70,13 +73,8 @@ def render(
         from ouroboros3d.rendering.gsplat_backend import rasterize
     else:
         from ouroboros3d.rendering.dense import rasterize
-    features, alpha = rasterize(gaussians, cameras, size, RULES[rules], near, far)
-
-    colour = torch.as_tensor(background, dtype=features.dtype, device=device)
-    if colour.shape != (3,):
-        raise ValueError(f"background must be three numbers, got shape {tuple(colour.shape)}")
-    rgb = features[:, :, :3] + (1 - alpha) * colour[:, None, None]
-    return Rendering(rgb, features[:, :, 3:], alpha)
+    with torch.autocast(device.type, enabled=False):  # half precision would move the Gaussians by pixels
+        return rasterize(gaussians, cameras, size, background, RULES[rules], near, far)
 
 
 def check_inputs(gaussians: Gaussians, cameras: Cameras, size: int, near: float, far: float) -> None:

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.interfaces import Rendering
 from ouroboros3d.rendering import kernels
 from ouroboros3d.rendering.rules import Rules
 
@@ -45,22 +46,16 @@ class _threads:
 
 
 def rasterize(
-    gaussians: Gaussians, cameras: Cameras, size: int, rules: Rules, near: float, far: float
-) -> tuple[Tensor, Tensor]:
-    """Features [B, V, 4, H, W] (rgb without background, depth) and alpha [B, V, 1, H, W], float32."""
+    gaussians: Gaussians, cameras: Cameras, size: int, background: Tensor, rules: Rules, near: float, far: float
+) -> Rendering:
+    """See `rendering.render`; float32 whatever the input."""
     gaussians = gaussians.to(torch.float32)
-    images = Rasterize.apply(
-        gaussians.means,
-        gaussians.covariances(),
-        gaussians.opacities,
-        gaussians.rgb,
-        camera_numbers(cameras, size),
-        size,
-        rules,
-        near,
-        far,
-    ).unflatten(0, (cameras.batch_size, cameras.num_views))
-    return images[:, :, :4], images[:, :, 4:]
+    rgb, depth, alpha = Rasterize.apply(
+        *(gaussians.means, gaussians.covariances(), gaussians.opacities, gaussians.rgb),
+        *(camera_numbers(cameras, size), size, background.float().numpy(), rules, near, far),
+    )
+    shape = (cameras.batch_size, cameras.num_views, -1, size, size)
+    return Rendering(rgb.view(shape), depth.view(shape), alpha.view(shape))
 
 
 def camera_numbers(cameras: Cameras, size: int) -> np.ndarray:
@@ -71,52 +66,54 @@ def camera_numbers(cameras: Cameras, size: int) -> np.ndarray:
 
 
 class Rasterize(torch.autograd.Function):
-    """Gaussians to images [B V, 5, H, W] (rgb, depth, alpha)."""
+    """Gaussians to rgb [B V, 3, H, W] on the background, depth and alpha [B V, H, W]."""
 
     @staticmethod
-    def forward(ctx, means, covariances, opacities, rgb, cameras, size, rules, near, far):
+    def forward(ctx, means, covariances, opacities, rgb, cameras, size, background, rules, near, far):
         inputs = [x.detach().contiguous().numpy() for x in (means, covariances, opacities, rgb)]
         batch, count = opacities.shape
-        total_views = len(cameras)
-        views = total_views // max(batch, 1)
+        total_views, views = len(cameras), len(cameras) // batch
         tiles = -(-size // kernels.TILE)
+        splats = np.empty((total_views, count), kernels.SPLAT)
+        order = np.empty((total_views, count), np.int32)
+        drawn = np.empty(total_views, np.int64)
+        ranges = np.empty((total_views, count, 4), np.int16)
+        counts = np.zeros((total_views, tiles * tiles), np.int64)
+        image = np.empty((total_views, 3, size, size), np.float32)
+        depth, alpha, transmittance = np.empty((3, total_views, size, size), np.float32)
+        last = np.empty((total_views, size, size), np.int32)
         with _threads():
-            splats = np.empty((total_views, count), kernels.SPLAT)
             kernels.project(*inputs, cameras, views, size, rules, near, far, splats)
-            order = np.empty((total_views, count), np.int32)
-            drawn = np.empty(total_views, np.int64)
-            counts = np.zeros((total_views, tiles * tiles), np.int64)
-            kernels.sort_and_count(splats, tiles, order, drawn, counts)
+            kernels.sort_and_count(splats, tiles, order, drawn, ranges, counts)
             ends = np.cumsum(counts).reshape(counts.shape)
             starts = ends - counts
-            entries = int(counts.sum())
-            sorted_splats = np.empty((total_views, count), kernels.SPLAT)
-            lists, pair_of = np.empty(entries, np.int32), np.empty(entries, np.int64)
-            first_pair = np.empty((total_views, count), np.int64)
-            kernels.fill_tiles(splats, tiles, order, drawn, starts, sorted_splats, lists, pair_of, first_pair)
-            images = np.empty((total_views, 5, size, size), np.float32)
-            transmittance = np.empty((total_views, size, size), np.float32)
-            last = np.empty((total_views, size, size), np.int32)
-            kernels.blend_forward(sorted_splats, lists, starts, ends, size, rules, images, transmittance, last)
+            lists = np.empty(counts.sum(), np.int32)
+            kernels.fill_tiles(splats, tiles, order, drawn, ranges, starts, lists)
+            kernels.blend_forward(
+                *(splats, lists, starts, ends, size, background, rules),
+                *(image, depth, alpha, transmittance, last),
+            )
         ctx.save_for_backward(means, covariances, opacities)
-        ctx.setup = (cameras, views, size, rules)
-        ctx.tiling = (splats, first_pair, sorted_splats, lists, pair_of, starts, ends, transmittance, last)
-        return torch.from_numpy(images)
+        ctx.setup = (cameras, size, background, rules)
+        ctx.tiling = (splats, lists, starts, ends, transmittance, last)
+        return torch.from_numpy(image), torch.from_numpy(depth), torch.from_numpy(alpha)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_images):
+    def backward(ctx, *d_images):
         means, covariances, opacities = (x.detach().contiguous().numpy() for x in ctx.saved_tensors)
-        cameras, views, size, rules = ctx.setup
-        splats, first_pair, sorted_splats, lists, pair_of, starts, ends, transmittance, last = ctx.tiling
+        d_rgb, d_depth, d_alpha = (x.contiguous().numpy() for x in d_images)
+        cameras, size, background, rules = ctx.setup
+        splats, lists, starts, ends, transmittance, last = ctx.tiling
         pairs = np.empty((len(lists), kernels.PAIR_NUMBERS), np.float32)
         gradients = [np.empty(x.shape, np.float32) for x in (means, covariances, opacities, means)]
         with _threads():
             kernels.blend_backward(
-                *(sorted_splats, lists, pair_of, starts, ends, size, rules, transmittance, last),
-                *(d_images.contiguous().numpy(), pairs),
+                *(splats, lists, starts, ends, size, background, rules, transmittance, last),
+                *(d_rgb, d_depth, d_alpha, pairs),
             )
+            views = len(cameras) // len(means)
             kernels.project_backward(
-                *(means, covariances, opacities, cameras, views, size, rules, splats, first_pair, pairs), *gradients
+                *(means, covariances, opacities, cameras, views, size, rules, splats, pairs), *gradients
             )
-        return (*map(torch.from_numpy, gradients), None, None, None, None, None)
+        return (*map(torch.from_numpy, gradients), *[None] * 6)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.interfaces import Rendering
 from ouroboros3d.rendering.rules import Rules
 
 PIXELS_PER_CHUNK = 1024
@@ -93,24 +94,24 @@ def blend(pixels: Tensor, mean: Tensor, cov: Tensor, box: Tensor, opacity: Tenso
 
 
 def rasterize(
-    gaussians: Gaussians, cameras: Cameras, size: int, rules: Rules, near: float, far: float
-) -> tuple[Tensor, Tensor]:
-    """Features [B, V, 4, H, W] (rgb without background, depth) and alpha [B, V, 1, H, W], float64."""
-    gaussians, cameras = gaussians.to(torch.float64), cameras.to(torch.float64)
+    gaussians: Gaussians, cameras: Cameras, size: int, background: Tensor, rules: Rules, near: float, far: float
+) -> Rendering:
+    """See `rendering.render`; float64 whatever the input."""
+    gaussians, cameras, background = (x.to(torch.float64) for x in (gaussians, cameras, background))
     splats = project(gaussians, cameras, size, rules, near, far)
     boxes = tile_boxes(splats, gaussians.opacities, size, rules)
     centres = torch.arange(size, dtype=torch.float64, device=gaussians.means.device) + 0.5
     pixels = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).reshape(-1, 2)
-    features, alphas = [], []
+    images = []
     for b in range(cameras.batch_size):
         for v in range(cameras.num_views):
             order = torch.argsort(splats.depths[b, v].detach(), stable=True)
             order = order[splats.visible[b, v][order]]
             mean, cov, box = splats.means[b, v, order], splats.covariances[b, v, order], boxes[b, v, order]
-            feature = torch.cat([gaussians.rgb[b, order], splats.depths[b, v, order, None]], -1)
+            depth = splats.depths[b, v, order, None]
+            values = torch.cat([gaussians.rgb[b, order], depth, torch.ones_like(depth)], -1)
             for chunk in pixels.split(PIXELS_PER_CHUNK):
-                weights = blend(chunk, mean, cov, box, gaussians.opacities[b, order], rules)
-                features.append(weights @ feature)
-                alphas.append(weights.sum(1))
-    shape = (cameras.batch_size, cameras.num_views, size, size)
-    return torch.cat(features).reshape(*shape, 4).movedim(-1, 2), torch.cat(alphas).reshape(shape)[:, :, None]
+                images.append(blend(chunk, mean, cov, box, gaussians.opacities[b, order], rules) @ values)
+    shape = (cameras.batch_size, cameras.num_views, size, size, 5)
+    rgb, depth, alpha = torch.cat(images).reshape(shape).movedim(-1, 2).split([3, 1, 1], dim=2)
+    return Rendering(rgb + (1 - alpha) * background[:, None, None], depth, alpha)

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.interfaces import Rendering
 from ouroboros3d.rendering.rules import RULES, Rules
 
 FAR = 1e10  # gsplat's own default; it compiles with fast math, where infinities are not safe
 
 
 def rasterize(
-    gaussians: Gaussians, cameras: Cameras, size: int, rules: Rules, near: float, far: float
-) -> tuple[Tensor, Tensor]:
-    """Features [B, V, 4, H, W] (rgb without background, depth) and alpha [B, V, 1, H, W], float32.
+    gaussians: Gaussians, cameras: Cameras, size: int, background: Tensor, rules: Rules, near: float, far: float
+) -> Rendering:
+    """See `rendering.render`; float32 whatever the input.
 
     Follows `RULES["gsplat"]` whatever `rules` says: its clamp and extents are compiled in. `exact` accepts that
     (differences stay below 1/255 of a Gaussian's contribution, or come from alpha > 0.99); `release` is refused.
@@ -35,11 +36,8 @@ def rasterize(
             "and wants nvcc, see CUDA_HOME); or move the Gaussians to the CPU and use backend='cpu'"
         ) from error
 
-    batch, count, _ = gaussians.means.shape
-    views = cameras.num_views
-    if count == 0:  # gsplat launches no kernel for nothing, and then fails on empty buffers
-        features = gaussians.rgb.new_zeros(batch, views, 4, size, size, dtype=torch.float32)
-        return features + gaussians.rgb.sum(), features[:, :, :1]
+    if gaussians.means.shape[1] == 0:  # gsplat fails on empty buffers; one of opacity 0 leaves no trace
+        gaussians = Gaussians(*(x.new_zeros(len(x), 1, *x.shape[2:]) for x in vars(gaussians).values()))
     gaussians, cameras = gaussians.to(torch.float32), cameras.to(torch.float32)
     K = cameras.K.clone()
     K[..., :2, :] *= size  # image widths to pixels
@@ -65,4 +63,6 @@ def rasterize(
             rasterize_mode="classic",
             covars=gaussians.covariances().contiguous(),
         )
-    return images.movedim(-1, 2), alphas.movedim(-1, 2)
+    images, alpha = images.movedim(-1, 2), alphas.movedim(-1, 2)
+    rgb, depth = images.split([3, 1], dim=2)
+    return Rendering(rgb + (1 - alpha) * background.float()[:, None, None], depth, alpha)

@@ -3,23 +3,24 @@
 The stages of one call, for S = B x V views of N Gaussians each:
 
     project           every Gaussian into every view: a `SPLAT` with the box of pixels it can reach
-    sort_and_count    per view: front to back, and how many splats meet each tile
+    sort_and_count    per view: the drawn splats front to back, and how many meet each tile
     fill_tiles        per view: each tile's list of splats, front to back
     blend_forward     per (view, tile): the image, a block of pixels at a time (see simd.py)
     blend_backward    per (view, tile): back to front, the gradient of each (splat, tile) pair
     project_backward  per Gaussian: sums its pairs over tiles and views, then the chain rule of `project`
 
 Every parallel loop writes to places of its own and sums in a fixed order: no atomics, and equal results every time.
-
-numba's cache watches this file only: constants belong here or come in as arguments.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from pathlib import Path
 
+import numba
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from ouroboros3d.rendering.simd import (
     BLOCK_HEIGHT,
@@ -37,7 +38,7 @@ from ouroboros3d.rendering.simd import (
     store,
 )
 
-TILE = 16  # pixels; the unit of work. The image does not depend on it
+TILE = 32  # pixels; the unit of work. The image does not depend on it
 PIXELS = TILE * TILE
 CHUNK = 512  # Gaussians per task of `project`
 
@@ -47,6 +48,7 @@ CHUNK = 512  # Gaussians per task of `project`
 SPLAT = np.dtype(
     [(name, np.float32) for name in ("x", "y", "xx", "xy", "yy", "log_opacity", "r", "g", "b", "depth")]
     + [(name, np.int32) for name in ("x0", "x1", "y0", "y1")]  # box: x0 <= x < x1, y0 <= y < y1; empty: not drawn
+    + [("first_pair", np.int64)]  # the number of its pair with the first tile its box meets; the others follow
 )
 
 # A view: world-to-camera rotation (row by row) and translation, focal lengths and principal point in pixels.
@@ -61,33 +63,44 @@ ZERO, HALF, ONE = f32(0), f32(0.5), f32(1)
 NEVER = f32(3e7)  # a list position no splat has; float32 holds list positions exactly up to 2^24
 
 
-def kernel(parallel: bool = False):
-    """njit, cached on disk if numba finds a folder it may write to: here, or else the user's cache folder."""
-    options = dict(parallel=parallel, error_model="numpy", fastmath={"contract", "nsz", "arcp", "afn"})
+OPTIONS = dict(error_model="numpy", fastmath={"contract", "nsz", "arcp", "afn"})
 
-    def compile(function):
-        try:
-            return njit(cache=True, **options)(function)
-        except RuntimeError:  # a read-only checkout and no home
-            return njit(**options)(function)
+# numba's cache notices changes of the compiled function's own file only. A folder named after the sources catches
+# those of simd.py too.
+SOURCES = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("kernels.py", "simd.py"))
+CACHE = Path(__file__).parent / "__pycache__" / f"kernels-{hashlib.sha256(SOURCES).hexdigest()[:12]}"
 
-    return compile
+
+def kernel(function):
+    """A compiled function with parallel loops (prange), cached on disk: in CACHE or, if that cannot be written to,
+    where numba likes, or not at all."""
+    users_choice = numba.config.CACHE_DIR
+    try:
+        numba.config.CACHE_DIR = users_choice or str(CACHE)
+        return numba.njit(parallel=True, cache=True, **OPTIONS)(function)
+    except RuntimeError:  # neither the checkout nor the home folder is writable
+        return numba.njit(parallel=True, **OPTIONS)(function)
+    finally:
+        numba.config.CACHE_DIR = users_choice
+
+
+helper = numba.njit(**OPTIONS)  # compiled into the kernels that call it
 
 
 # ---------------------------------------------------------------------------------------------------- projection
 
 
-@kernel()
+@helper
 def dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@kernel()
+@helper
 def clamp(x, low, high):
     return min(max(x, low), high)
 
 
-@kernel()
+@helper
 def times_covariance(cov, a):
     """Sigma a, for a symmetric 3 x 3 Sigma."""
     return (
@@ -97,7 +110,7 @@ def times_covariance(cov, a):
     )
 
 
-@kernel()
+@helper
 def to_camera(mean, camera):
     """Camera coordinates x, y, z."""
     x = camera[0] * mean[0] + camera[1] * mean[1] + camera[2] * mean[2] + camera[9]
@@ -106,7 +119,7 @@ def to_camera(mean, camera):
     return x, y, z
 
 
-@kernel()
+@helper
 def clamped_slopes(x, y, z, camera, size, margin):
     """x / z and y / z where the Jacobian is taken: not further than `margin` image widths outside the image."""
     fx, fy, cx, cy = camera[12], camera[13], camera[14], camera[15]
@@ -116,7 +129,7 @@ def clamped_slopes(x, y, z, camera, size, margin):
     return u, v
 
 
-@kernel()
+@helper
 def jacobian_rows(u, v, z, camera):
     """The two rows a, b of J W (3DGS eq. 5): how the pixel position moves with the world position."""
     fx, fy = camera[12] / z, camera[13] / z
@@ -125,13 +138,13 @@ def jacobian_rows(u, v, z, camera):
     return a, b
 
 
-@kernel()
+@helper
 def tiles_to_pixels(low, high, tile, size):
     """Pixels [low * tile, high * tile) within the image; low and high are whole numbers as floats."""
     return int(clamp(low * tile, 0.0, size)), int(clamp(high * tile, 0.0, size))
 
 
-@kernel()
+@helper
 def extent(x, y, xx, xy, yy, opacity, size, rules):
     """The box of pixels that the rules let a splat touch and where its alpha can reach min_alpha."""
     sigmas = math.sqrt(2 * math.log(opacity / rules.min_alpha))
@@ -162,7 +175,7 @@ def extent(x, y, xx, xy, yy, opacity, size, rules):
     return x0, x1, y0, y1
 
 
-@kernel(parallel=True)
+@kernel
 def project(means, covariances, opacities, rgb, cameras, views, size, rules, near, far, splats):
     """means [B, N, 3], covariances [B, N, 3, 3], opacities [B, N], rgb [B, N, 3], cameras [S, 16] float64 ->
     splats [S, N]. In float64, for the sake of the determinant of long thin splats."""
@@ -198,9 +211,9 @@ def project(means, covariances, opacities, rgb, cameras, views, size, rules, nea
                     splat.x0, splat.x1, splat.y0, splat.y1 = x0, x1, y0, y1
 
 
-@kernel(parallel=True)
+@kernel
 def project_backward(
-    means, covariances, opacities, cameras, views, size, rules, splats, first_pair, pairs,
+    means, covariances, opacities, cameras, views, size, rules, splats, pairs,
     d_means, d_covariances, d_opacities, d_rgb,
 ):  # fmt: skip
     """The gradients of the pairs [P, 10] to those of the Gaussians: d_* in the shapes of `project`'s inputs."""
@@ -215,11 +228,11 @@ def project_backward(
             c00 = c01 = c02 = c11 = c12 = c22 = 0.0
             for view in range(scene * views, (scene + 1) * views):
                 splat, camera = splats[view, i], cameras[view]
-                tiles = tiles_of(splat)
-                if tiles == 0:
+                tx0, tx1, ty0, ty1 = tile_range(splat)
+                if tx0 == tx1:
                     continue
                 s[:] = 0.0
-                for pair in range(first_pair[view, i], first_pair[view, i] + tiles):
+                for pair in range(splat.first_pair, splat.first_pair + (tx1 - tx0) * (ty1 - ty0)):
                     for c in range(PAIR_NUMBERS):
                         s[c] += pairs[pair, c]
                 g_opacity += s[0]
@@ -279,84 +292,69 @@ def project_backward(
 # --------------------------------------------------------------------------------------------- sorting and tiling
 
 
-@kernel()
+@helper
 def tile_range(splat):
     """Tiles [tx0, tx1) x [ty0, ty1) that the splat's box meets."""
     return splat.x0 // TILE, (splat.x1 + TILE - 1) // TILE, splat.y0 // TILE, (splat.y1 + TILE - 1) // TILE
 
 
-@kernel()
-def tiles_of(splat):
-    tx0, tx1, ty0, ty1 = tile_range(splat)
-    return (tx1 - tx0) * (ty1 - ty0)
-
-
-@kernel()
-def depth_order(splats, order):
-    """Writes the drawn splats' indices front to back to `order` and returns how many: a stable radix sort on the
-    bits of the depths, which order like the depths because those are positive."""
-    key, other_key = np.empty(len(splats), np.uint32), np.empty(len(splats), np.uint32)
-    index, other_index = order, np.empty_like(order)
-    drawn = 0
-    for i in range(len(splats)):
-        if splats[i].x1 > splats[i].x0:
-            key[drawn] = f32(splats[i].depth).view(np.uint32)
-            index[drawn] = i
-            drawn += 1
-    for shift in (0, 11, 22):
-        position = np.zeros(2049, np.int64)
-        for j in range(drawn):
-            position[((key[j] >> np.uint32(shift)) & np.uint32(2047)) + 1] += 1
-        for digit in range(2048):
+@helper
+def sort_by_depth(keys, order):
+    """Sorts `order` by `keys`, the bits of positive floats, which order like the floats: a stable radix sort."""
+    other_keys, other_order = np.empty_like(keys), np.empty_like(order)
+    for shift in (0, 8, 16, 24):  # after an even number of passes the result is back in `order`
+        position = np.zeros(257, np.int64)
+        for key in keys:
+            position[((key >> np.uint32(shift)) & np.uint32(255)) + 1] += 1
+        for digit in range(256):
             position[digit + 1] += position[digit]
-        for j in range(drawn):
-            digit = (key[j] >> np.uint32(shift)) & np.uint32(2047)
-            other_key[position[digit]] = key[j]
-            other_index[position[digit]] = index[j]
+        for j in range(len(keys)):
+            digit = (keys[j] >> np.uint32(shift)) & np.uint32(255)
+            other_keys[position[digit]], other_order[position[digit]] = keys[j], order[j]
             position[digit] += 1
-        key, other_key = other_key, key
-        index, other_index = other_index, index
-    order[:drawn] = index[:drawn]
-    return drawn
+        keys, other_keys = other_keys, keys
+        order, other_order = other_order, order
 
 
-@kernel(parallel=True)
-def sort_and_count(splats, tiles, order, drawn, counts):
-    """order [S, N], drawn [S], counts [S, tiles^2]: splats per tile."""
+@kernel
+def sort_and_count(splats, tiles, order, drawn, ranges, counts):
+    """drawn [S]: how many splats are drawn; order [S, N]: which, front to back; ranges [S, N, 4]: their tiles;
+    counts [S, tiles^2]: splats per tile."""
     for view in prange(len(splats)):
-        drawn[view] = depth_order(splats[view], order[view])
-        for j in range(drawn[view]):
-            tx0, tx1, ty0, ty1 = tile_range(splats[view, order[view, j]])
+        keys = np.empty(splats.shape[1], np.uint32)
+        n = 0
+        for i in range(splats.shape[1]):
+            tx0, tx1, ty0, ty1 = tile_range(splats[view, i])
+            if tx0 == tx1:
+                continue
+            ranges[view, i, 0], ranges[view, i, 1], ranges[view, i, 2], ranges[view, i, 3] = tx0, tx1, ty0, ty1
+            keys[n] = f32(splats[view, i].depth).view(np.uint32)
+            order[view, n] = i
+            n += 1
             for ty in range(ty0, ty1):
                 for tx in range(tx0, tx1):
                     counts[view, ty * tiles + tx] += 1
+        sort_by_depth(keys[:n], order[view, :n])
+        drawn[view] = n
 
 
-@kernel(parallel=True)
-def fill_tiles(splats, tiles, order, drawn, starts, sorted_splats, lists, pair_of, first_pair):
-    """The tiles' lists, one after another: lists[starts[view, tile] ...] are positions in `sorted_splats`.
-
-    The pairs of a Gaussian in a view are numbered in a row from first_pair[view, Gaussian], so that
-    `project_backward` reads them in a row; pair_of gives the number of a list entry.
-    """
+@kernel
+def fill_tiles(splats, tiles, order, drawn, ranges, starts, lists):
+    """The tiles' lists of splats, front to back, one after another from starts[view, tile]; and numbers the (splat,
+    tile) pairs, those of a splat in a row, so that `project_backward` reads them in a row."""
     for view in prange(len(splats)):
         cursor = starts[view].copy()
         pair = cursor[0]
         for i in range(splats.shape[1]):
-            first_pair[view, i] = pair
-            pair += tiles_of(splats[view, i])
-        for j in range(drawn[view]):
-            i = order[view, j]
-            sorted_splats[view, j] = splats[view, i]
-            pair = first_pair[view, i]
             tx0, tx1, ty0, ty1 = tile_range(splats[view, i])
-            for ty in range(ty0, ty1):
-                for tx in range(tx0, tx1):
-                    entry = cursor[ty * tiles + tx]
-                    lists[entry] = j
-                    pair_of[entry] = pair
-                    cursor[ty * tiles + tx] = entry + 1
-                    pair += 1
+            splats[view, i].first_pair = pair
+            pair += (tx1 - tx0) * (ty1 - ty0)
+        for i in order[view, : drawn[view]]:
+            for ty in range(ranges[view, i, 2], ranges[view, i, 3]):
+                for tx in range(ranges[view, i, 0], ranges[view, i, 1]):
+                    tile = ty * tiles + tx
+                    lists[cursor[tile]] = i
+                    cursor[tile] += 1
 
 
 # ------------------------------------------------------------------------------------------------------- blending
@@ -366,14 +364,14 @@ def fill_tiles(splats, tiles, order, drawn, starts, sorted_splats, lists, pair_o
 BLOCK_ROWS = TILE // BLOCK_HEIGHT
 
 
-@kernel()
+@helper
 def pixel_index(x, y):
     """Where pixel (x, y) of a tile is in a plane."""
     block = (x // BLOCK_WIDTH) * BLOCK_ROWS + y // BLOCK_HEIGHT
     return block * LANES + (y % BLOCK_HEIGHT) * BLOCK_WIDTH + x % BLOCK_WIDTH
 
 
-@kernel()
+@helper
 def block_range(splat, left, top):
     """Blocks [bx0, bx1) x [by0, by1) of the tile at (left, top) that the splat's box meets."""
     return (
@@ -388,10 +386,10 @@ def block_range(splat, left, top):
 T, T_FINAL, LAST, RED, GREEN, BLUE, DEPTH = (PIXELS * i for i in range(7))
 
 
-@kernel(parallel=True)
-def blend_forward(sorted_splats, lists, starts, ends, size, rules, images, transmittance, last):
-    """images [S, 5, H, W] (rgb, depth, alpha), the final transmittance [S, H, W] and the position in the tile's list
-    of the last splat blended, -1 if none."""
+@kernel
+def blend_forward(splats, lists, starts, ends, size, background, rules, rgb, depths, alphas, transmittance, last):
+    """rgb [S, 3, H, W] on the background, depths and alphas [S, H, W]; and for the way back, [S, H, W], the final
+    transmittance and the position in the tile's list of the last splat blended, -1 if none."""
     views, tile_count = starts.shape
     tiles = (size + TILE - 1) // TILE
     min_power, max_alpha = f32(math.log(rules.min_alpha)), f32(rules.max_alpha)
@@ -407,7 +405,7 @@ def blend_forward(sorted_splats, lists, starts, ends, size, rules, images, trans
         state[LAST : LAST + PIXELS] = NEVER
         start, end = starts[view, tile], ends[view, tile]
         for k in range(start, end):
-            splat = sorted_splats[view, lists[k]]
+            splat = splats[view, lists[k]]
             bx0, bx1, by0, by1 = block_range(splat, left, top)
             r, g, b, depth = lanes(splat.r), lanes(splat.g), lanes(splat.b), lanes(splat.depth)
             for bx in range(bx0, bx1):
@@ -443,21 +441,30 @@ def blend_forward(sorted_splats, lists, starts, ends, size, rules, images, trans
             for x in range(width):
                 u = pixel_index(x, y)
                 final = state[T + u] + state[T_FINAL + u]  # one of them is zero
-                images[view, 0, top + y, left + x] = state[RED + u]
-                images[view, 1, top + y, left + x] = state[GREEN + u]
-                images[view, 2, top + y, left + x] = state[BLUE + u]
-                images[view, 3, top + y, left + x] = state[DEPTH + u]
-                images[view, 4, top + y, left + x] = ONE - final
+                rgb[view, 0, top + y, left + x] = state[RED + u] + final * background[0]
+                rgb[view, 1, top + y, left + x] = state[GREEN + u] + final * background[1]
+                rgb[view, 2, top + y, left + x] = state[BLUE + u] + final * background[2]
+                depths[view, top + y, left + x] = state[DEPTH + u]
+                alphas[view, top + y, left + x] = ONE - final
                 transmittance[view, top + y, left + x] = final
                 last[view, top + y, left + x] = min(int(state[LAST + u]), end - start - 1)
+
+
+@helper
+def pair_number(splat, tile, tiles):
+    """The row of a splat and a tile in the gradients of the pairs."""
+    tx0, tx1, ty0, _ = tile_range(splat)
+    return splat.first_pair + (tile // tiles - ty0) * (tx1 - tx0) + (tile % tiles - tx0)
 
 
 # planes of blend_backward: gradients of the image, what lies behind the splat, and the above
 G_RED, G_GREEN, G_BLUE, G_DEPTH, G_ALPHA, BEHIND, T_NOW, LAST_NOW = (PIXELS * i for i in range(8))
 
 
-@kernel(parallel=True)
-def blend_backward(sorted_splats, lists, pair_of, starts, ends, size, rules, transmittance, last, d_images, pairs):
+@kernel
+def blend_backward(
+    splats, lists, starts, ends, size, background, rules, transmittance, last, d_rgb, d_depths, d_alphas, pairs
+):  # fmt: skip
     """The gradient of every (splat, tile) pair, pairs [P, 10].
 
     A pixel's loss gradient makes the scalar s_i = dL/drgb . rgb_i + dL/ddepth z_i + dL/dalpha of each splat, and
@@ -476,16 +483,19 @@ def blend_backward(sorted_splats, lists, pair_of, starts, ends, size, rules, tra
         for y in range(min(TILE, size - top)):
             for x in range(min(TILE, size - left)):
                 u = pixel_index(x, y)
-                for c in range(5):
-                    state[c * PIXELS + u] = d_images[view, c, top + y, left + x]
+                r, g, b = d_rgb[view, 0, top + y, left + x], d_rgb[view, 1, top + y, left + x], d_rgb[view, 2, top + y, left + x]
+                state[G_RED + u], state[G_GREEN + u], state[G_BLUE + u] = r, g, b
+                state[G_DEPTH + u] = d_depths[view, top + y, left + x]
+                covered = r * background[0] + g * background[1] + b * background[2]
+                state[G_ALPHA + u] = d_alphas[view, top + y, left + x] - covered
                 state[T_NOW + u] = transmittance[view, top + y, left + x]
                 state[LAST_NOW + u] = f32(last[view, top + y, left + x])
                 deepest = max(deepest, last[view, top + y, left + x])
         start = starts[view, tile]
         for k in range(start + deepest + 1, ends[view, tile]):
-            pairs[pair_of[k]] = ZERO
+            pairs[pair_number(splats[view, lists[k]], tile, tiles)] = ZERO
         for position in range(deepest, -1, -1):
-            splat = sorted_splats[view, lists[start + position]]
+            splat = splats[view, lists[start + position]]
             bx0, bx1, by0, by1 = block_range(splat, left, top)
             r, g, b, depth = lanes(splat.r), lanes(splat.g), lanes(splat.b), lanes(splat.depth)
             zero, here = lanes(ZERO), lanes(f32(position))
@@ -525,7 +535,7 @@ def blend_backward(sorted_splats, lists, pair_of, starts, ends, size, rules, tra
                 sum_vx = sum_vx + column_v * dx
                 sum_vxx = sum_vxx + column_v * dx * dx
                 sum_vxy = sum_vxy + column_vy * dx
-            pair = pairs[pair_of[start + position]]
+            pair = pairs[pair_number(splat, tile, tiles)]
             pair[0], pair[1], pair[2] = lane_sum(sum_v), lane_sum(sum_vx), lane_sum(sum_vy)
             pair[3], pair[4], pair[5] = lane_sum(sum_vxx), lane_sum(sum_vxy), lane_sum(sum_vyy)
             pair[6], pair[7], pair[8] = lane_sum(sum_r), lane_sum(sum_g), lane_sum(sum_b)

@@ -6,8 +6,6 @@ the processor has (AVX-512, two AVX registers, NEON), so nothing here is specifi
 
 In a compiled function: `lanes(x)` copies a float32 to every lane; `+ - * /` work lane by lane, float32 operands
 are spread; `< <= > >=` give masks, `&` combines them; the functions below do the rest.
-
-numba's cache watches only the file of the compiled function: after a change here, delete `__pycache__`.
 """
 
 from __future__ import annotations
@@ -15,11 +13,14 @@ from __future__ import annotations
 import operator
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba.core import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 
-BLOCK_WIDTH, BLOCK_HEIGHT = 4, 2  # the pixels of a block: lane i is pixel (i % BLOCK_WIDTH, i // BLOCK_WIDTH)
+# The pixels of a block: lane i is pixel (i % BLOCK_WIDTH, i // BLOCK_WIDTH). As many as keep the registers full.
+BLOCK_WIDTH = 4
+BLOCK_HEIGHT = 4 if get_host_cpu_features().get("avx512f") else 2
 LANES = BLOCK_WIDTH * BLOCK_HEIGHT
 
 FLOAT, INT = ir.FloatType(), ir.IntType(32)
@@ -111,14 +112,14 @@ def lanes(typing, x):
 
 @intrinsic
 def lane_x(typing):
-    """Each lane's column in its block: 0 1 2 3 0 1 2 3."""
+    """Each lane's column in its block: 0 1 2 3 0 1 ..."""
     values = [i % BLOCK_WIDTH for i in range(LANES)]
     return float_lanes(), lambda context, builder, sig, args: _constant(values)
 
 
 @intrinsic
 def lane_y(typing):
-    """Each lane's row in its block: 0 0 0 0 1 1 1 1."""
+    """Each lane's row in its block: 0 0 0 0 1 1 ..."""
     values = [i // BLOCK_WIDTH for i in range(LANES)]
     return float_lanes(), lambda context, builder, sig, args: _constant(values)
 
