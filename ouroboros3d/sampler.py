@@ -118,7 +118,8 @@ class Sampler:
         # Everything that does not change over the steps: conditions, camera rays, guidance.
         with clock("condition", device):
             context, condition = self._condition(image, noise)
-            ids = time_ids(torch.full((2 * len(image),), config.noise_augmentation, device=device))
+            noise_ids = torch.full((2 * len(image),), config.noise_augmentation, device=device)
+            ids = time_ids(self.unet.config.micro_conditions, noise_ids)
             rays = self.unet.encode_cameras(cameras, noise.latents.shape[-1]).repeat(2)
             lgm_rays = self.reconstructor.encode_cameras(cameras)
             scale = diffusion.guidance_ramp(*config.guidance, views, device)

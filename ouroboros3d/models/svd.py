@@ -5,6 +5,8 @@ Shapes: B batch, V views; images in [-1, 1]; latents h = H / 8 at full size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
@@ -15,18 +17,22 @@ from ouroboros3d.config import ImageEncoderConfig, VAEConfig, as_kwargs
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-FPS_ID, MOTION_BUCKET_ID = 6.0, 127.0  # SVD's micro-conditions: fps - 1 and motion bucket
 
 
 class SVDParts(nn.Module):
     """Encodes and decodes pictures, embeds the condition image. Never trained with the rest."""
 
     def __init__(
-        self, vae: AutoencoderKLTemporalDecoder, image_encoder: CLIPVisionModelWithProjection, decode_chunk: int = 14
+        self,
+        vae: AutoencoderKLTemporalDecoder,
+        image_encoder: CLIPVisionModelWithProjection,
+        decode_chunk: int = 14,
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
     ) -> None:
         super().__init__()
         self.vae, self.image_encoder, self.decode_chunk = vae, image_encoder, decode_chunk
-        for name, value in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
+        for name, value in (("mean", image_mean), ("std", image_std)):
             self.register_buffer(f"_{name}", torch.tensor(value)[:, None, None], persistent=False)
         self.requires_grad_(False)
         self.eval()
@@ -72,9 +78,9 @@ class SVDParts(nn.Module):
         return decoded.unflatten(0, (batch, views)).float()
 
 
-def time_ids(noise_augmentation: Tensor) -> Tensor:
-    """[B] noise on the condition image -> [B, 3] (fps - 1, motion bucket, noise augmentation)."""
-    fixed = noise_augmentation.new_tensor([FPS_ID, MOTION_BUCKET_ID]).expand(len(noise_augmentation), 2)
+def time_ids(micro_conditions: Sequence[float], noise_augmentation: Tensor) -> Tensor:
+    """(fps - 1, motion bucket) and the noise on each condition image [B] -> [B, 3]."""
+    fixed = noise_augmentation.new_tensor(micro_conditions).expand(len(noise_augmentation), 2)
     return torch.cat([fixed, noise_augmentation[:, None]], dim=-1)
 
 
