@@ -103,11 +103,11 @@ class Trainer:
     ) -> None:
         self.config, self.validate, self.export = config, validate, export
         self.folder = check_writable_dir(config.output_dir)
-        trackers = [] if config.tracker == "none" else [config.tracker]
+        tracker = None if config.tracker == "none" else config.tracker
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(config.mixed_precision, config.mixed_precision),
             gradient_accumulation_steps=config.gradient_accumulation,
-            log_with=trackers,
+            log_with=tracker,
             project_config=ProjectConfiguration(project_dir=str(self.folder), logging_dir=str(self.folder)),
             cpu=cpu,
         )
@@ -128,6 +128,7 @@ class Trainer:
             self.ema.to(self.accelerator.device)
             self.accelerator.register_for_checkpointing(self.ema)
         self.step, self.seconds = 0, 0.0
+        self._budget = parse_duration(config.time_budget)
         self._stop_reason = ""
 
     def run(self) -> int:
@@ -143,11 +144,10 @@ class Trainer:
             ),
             collate_fn=lambda items: (self._unwrapped.collate(items), [item["sample"] for item in items]),
         )
-        budget = parse_duration(config.time_budget)
         bar = tqdm(total=config.steps, initial=self.step, disable=not main, desc=str(self.folder), unit="step")
         batches, window = iter(loader), _Mean()
         with self._catch_signals():
-            while self.step < config.steps and not self._stop_reason:
+            while self.step < config.steps and not self._should_stop():
                 start = time.perf_counter()
                 losses = self._train_step(batches)
                 self.step += 1
@@ -160,8 +160,6 @@ class Trainer:
                     self._validate()
                 if self.step % config.save_every == 0:
                     self._save()
-                if budget and self.seconds > budget:
-                    self._stop_reason = f"the time budget of {config.time_budget} is used up"
         bar.close()
         self._save()
         with self._ema_weights():
@@ -173,6 +171,13 @@ class Trainer:
             self.accelerator.end_training()
         return self.step
 
+    def _should_stop(self) -> bool:
+        """Whether a signal came or the time budget is used up; the same answer in every process."""
+        if self._budget and self.seconds > self._budget:
+            self._stop_reason = f"the time budget of {self.config.time_budget} is used up"
+        stop = torch.tensor(float(bool(self._stop_reason)), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(stop, "sum") > 0)
+
     def _train_step(self, batches: Iterator) -> dict[str, float]:
         """One optimiser step over all micro-batches; returns this process's mean losses."""
         mean = _Mean()
@@ -181,8 +186,7 @@ class Trainer:
             batch = batch.to(self.accelerator.device)
             draws = self._unwrapped.draw(self.config.seed, self.step, samples, batch)
             with self.accelerator.accumulate(self.objective):
-                with self.accelerator.autocast():
-                    losses = self.objective(batch, draws)
+                losses = self.objective(batch, draws)
                 self.accelerator.backward(losses["total"])
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm)
