@@ -38,10 +38,10 @@ install() {
   "$base" -m venv "$venv"
   local pip=("$venv/bin/python" -m pip --disable-pip-version-check install -qq --prefer-binary)
   if ! has_gpu && ! "$venv/bin/python" -c "import torch" 2>/dev/null; then
-    # The default wheels bring gigabytes of CUDA. "+cpu" cannot be one of them; where there is no such wheel or
-    # the index cannot be reached, take what the configured index has.
-    "${pip[@]}" "torch==$torch_cpu+cpu" --extra-index-url https://download.pytorch.org/whl/cpu \
-      --retries 0 --timeout 20 || "${pip[@]}" "torch==$torch_cpu" || say "torch $torch_cpu is not to be had"
+    # The default wheels bring gigabytes of CUDA; "+cpu" cannot be one of them. It is found where pip is told of
+    # PyTorch's index of CPU wheels (PIP_EXTRA_INDEX_URL); elsewhere take what the configured index has.
+    "${pip[@]}" "torch==$torch_cpu+cpu" 2>/dev/null || "${pip[@]}" "torch==$torch_cpu" ||
+      say "torch $torch_cpu is not to be had"
   fi
   "${pip[@]}" -r "$root/requirements.txt" "$@" || die "pip could not install the packages; its message is above"
 }
