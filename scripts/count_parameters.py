@@ -1,0 +1,42 @@
+"""Prints the parameters of every part of a configured model, in millions; builds them without memory.
+
+python scripts/count_parameters.py configs/small.yaml configs/baseline.yaml
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from ouroboros3d.config import ConfigError, PretrainedConfig, load_config
+
+
+def main(paths: list[str]) -> None:
+    from ouroboros3d.build import build_models
+
+    for path in paths:
+        config = load_config(path).model
+        config.pretrained = PretrainedConfig()
+        with torch.device("meta"):
+            models = build_models(config)
+        parts = {
+            "diffusion U-Net": models.unet.unet,
+            "feedback adapters": models.unet.cond_encoder,
+            "ray encoders": torch.nn.ModuleList([*models.unet.down_plucker, models.unet.mid_plucker, *models.unet.up_plucker]),
+            "reconstructor (LGM)": models.lgm,
+            "VAE": models.svd.vae,
+            "image encoder": models.svd.image_encoder,
+        }
+        counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        print(path)
+        for name, count in (counts | {"all": sum(counts.values())}).items():
+            print(f"  {name:22} {count / 1e6:10.2f} M")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:] or ["configs/small.yaml"])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
