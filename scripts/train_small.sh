@@ -23,6 +23,7 @@ for split in val test; do sed 's#^#../orbits64/#' "data/orbits64/$split.txt" > "
 
 "$python" scripts/train_frozen_parts.py vae --config configs/small/vae.yaml
 "$python" scripts/train_frozen_parts.py image_encoder --config configs/small/image_encoder.yaml
+"$python" train.py --config configs/small/lgm_positions.yaml
 "$python" train.py --config configs/small/lgm.yaml
 "$python" train.py --config configs/small/unet.yaml train.time_budget="${unet_minutes}m"
 "$python" train.py --config configs/small/joint.yaml train.time_budget="${joint_minutes}m"
