@@ -14,12 +14,11 @@ import sys
 import torch
 
 from ouroboros3d.build import build_dataset, build_models, build_objective
-from ouroboros3d.checkpoint import CheckpointError, save_checkpoint
-from ouroboros3d.config import ConfigError, load_config, save_config
-from ouroboros3d.data.orbits import DataError
+from ouroboros3d.checkpoint import save_checkpoint
+from ouroboros3d.config import load_config, save_config
+from ouroboros3d.errors import UserError
 from ouroboros3d.evaluation import Validation
-from ouroboros3d.files import OutputError
-from ouroboros3d.trainer import Trainer, TrainingError
+from ouroboros3d.trainer import Trainer
 
 
 def main(arguments: list[str]) -> None:
@@ -49,6 +48,6 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ConfigError, CheckpointError, DataError, OutputError, TrainingError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -15,13 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 State = dict[str, Tensor]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """Weights that cannot be read or do not fit; the message is one line for the user."""
 
 

@@ -13,10 +13,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ouroboros3d.errors import UserError
+
 MAPS = ("rgb", "ccm")  # the feedback maps there are
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message is one line for the user."""
 
 
@@ -153,8 +155,9 @@ class SchedulerConfig:
 
 @dataclass
 class SamplerConfig:
-    """The recursive loop (Alg. 1 and METHOD of the release)."""
+    """The recursive loop (Alg. 1 of the paper)."""
 
+    seed: int = 0  # of the noise, for inference
     steps: int = 25
     guidance: list[float] = _list(1.0, 3.0)  # of the first and the last view
     feedback: list[str] = _list("rgb", "ccm")  # maps fed back; the others are zero
@@ -174,6 +177,17 @@ class CamerasConfig:
     elevation: float = 0.0  # degrees, of the input view above the object's equator
     distance: float = 1.7417
     fov: float = 39.598  # degrees
+
+
+@dataclass
+class TurntableConfig:
+    """The video of the result: one turn around the object at the height of its equator."""
+
+    size: int = 512  # pixels, whatever the size the networks work at
+    step: float = 2.0  # degrees a frame
+    radius: float = 1.5
+    fov: float = 49.1  # degrees
+    fps: int = 30
 
 
 @dataclass
@@ -241,6 +255,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     cameras: CamerasConfig = field(default_factory=CamerasConfig)
+    turntable: TurntableConfig = field(default_factory=TurntableConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -383,6 +398,13 @@ def check_config(config: Config) -> None:
     require(len(sampler.guidance) == 2, "sampler.guidance", sampler.guidance, "wants [first view, last view]")
     require(0 < scheduler.sigma_min < scheduler.sigma_max, "sampler.scheduler.sigma_min", scheduler.sigma_min,
             f"must lie between 0 and sigma_max = {scheduler.sigma_max}")
+    require(0 <= sampler.seed < 2**63, "sampler.seed", sampler.seed, "must lie in 0 .. 2^63 - 1")
+    turntable = config.turntable
+    require(turntable.size >= 2, "turntable.size", turntable.size, "must be at least 2 pixels")
+    require(0 < turntable.step <= 360, "turntable.step", turntable.step, "must lie in (0, 360] degrees")
+    require(turntable.radius > 0, "turntable.radius", turntable.radius, "must be positive")
+    require(0 < turntable.fov < 180, "turntable.fov", turntable.fov, "must lie between 0 and 180 degrees")
+    require(turntable.fps >= 1, "turntable.fps", turntable.fps, "must be at least 1")
     objective = config.objective
     require(0 <= objective.dropout <= 1 / 3, "objective.dropout", objective.dropout, "must lie in 0 .. 1/3")
     require(0 <= objective.feedback_probability <= 1, "objective.feedback_probability",

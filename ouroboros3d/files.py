@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ouroboros3d.errors import UserError
 
-class OutputError(OSError):
+
+class OutputError(UserError, OSError):
     """A result cannot be written. The message is one line: where, why, what to do."""
 
 

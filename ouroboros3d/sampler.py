@@ -23,6 +23,7 @@ from torch import Tensor
 from ouroboros3d import diffusion
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.config import ModelConfig, SamplerConfig
+from ouroboros3d.errors import UserError
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.geometry import coordinates_map
 from ouroboros3d.interfaces import Feedback, Renderer, Rendering
@@ -78,7 +79,7 @@ class SamplerStep:
     v: Tensor = field(repr=False)  # [B, V, 4, h, w] the guided prediction
 
 
-class NumericalError(RuntimeError):
+class NumericalError(UserError, RuntimeError):
     """NaN or infinity inside the loop."""
 
 
@@ -151,7 +152,8 @@ class Sampler:
             with clock("reconstruct", device):
                 gaussians = self.reconstructor(decoded, cameras, t, lgm_rays)
             with clock("render", device):
-                _require_finite(gaussians.means, i, "Gaussians")
+                _require_finite(decoded, i, "decoded views")
+                _require_finite(gaussians.to_tensor(), i, "Gaussians")
                 rendering = self.renderer(gaussians, cameras, size)
                 maps = feedback_maps(rendering, cameras, self.model.conventions.coordinates_map)
             feedback = {

@@ -26,12 +26,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ouroboros3d.config import ConfigError, TrainConfig
+from ouroboros3d.errors import UserError
 from ouroboros3d.files import check_writable_dir
 
 Key = tuple[int, int, int]  # global sample number, epoch, index into the dataset
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """Training cannot go on; the message is one line for the user."""
 
 

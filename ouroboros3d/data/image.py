@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ouroboros3d.errors import UserError
+
 log = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
@@ -21,7 +23,7 @@ FAINT = 12  # of 255: alpha up to here is haze of a background removal, not fore
 MIN_FOREGROUND = 2  # pixels a side
 
 
-class ImageError(ValueError):
+class ImageError(UserError, ValueError):
     """A picture cannot be used. The message is one line: the file, what is wrong, what to do."""
 
 

@@ -23,12 +23,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ouroboros3d.cameras import frame_indices, intrinsics_from_fov, opengl_to_opencv, relative_to_first
+from ouroboros3d.errors import UserError
 
 _RENDER_AGAIN = "render this orbit again or take its id out of the list"
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Training data cannot be used. The message is one line: the file, what is wrong, what to do."""
 
 
