@@ -11,8 +11,16 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from transformers import CLIPVisionModelWithProjection
 
 from ouroboros3d.cameras import Cameras, frame_indices, orbit
-from ouroboros3d.checkpoint import CheckpointError, fit_state, load_checkpoint, load_lgm, load_unet, read_state
-from ouroboros3d.config import Config, ModelConfig
+from ouroboros3d.checkpoint import (
+    CheckpointError,
+    find_weights,
+    fit_state,
+    load_checkpoint,
+    load_lgm,
+    load_unet,
+    read_state,
+)
+from ouroboros3d.config import Config, ModelConfig, PretrainedConfig
 from ouroboros3d.data.orbits import OrbitDataset
 from ouroboros3d.interfaces import Renderer
 from ouroboros3d.models.lgm import LGM
@@ -22,6 +30,7 @@ from ouroboros3d.objective import Objective
 from ouroboros3d.rendering import render
 from ouroboros3d.sampler import Sampler
 
+ROOT = Path(__file__).parents[1]  # of the repository
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
 
 
@@ -34,8 +43,13 @@ class Models:
     svd: SVDParts
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Models:
+        """Moves and, for inference, casts the networks; training keeps float32 weights under autocast."""
+        if dtype is not None:
+            self.unet.to(dtype)
+            self.lgm.to(dtype)
+            self.svd.to_inference_dtype(dtype)
         for module in (self.unet, self.lgm, self.svd):
-            module.to(device=device, dtype=dtype)
+            module.to(device)
         return self
 
     def eval(self) -> Models:
@@ -49,7 +63,7 @@ def build_models(config: ModelConfig) -> Models:
 
     SVD's and LGM's public weights come first, a checkpoint folder last. Raises CheckpointError.
     """
-    pretrained = config.pretrained
+    pretrained = _located(config.pretrained)
     has_checkpoint = pretrained.checkpoint is not None
     unet = MultiViewUNet(config.multiview, config.conventions)
     lgm = LGM(config.lgm, config.conventions.rotation)
@@ -71,7 +85,23 @@ def build_models(config: ModelConfig) -> Models:
     models = Models(unet, lgm, SVDParts(vae, image_encoder, config.conventions.decode_chunk))
     if has_checkpoint:
         load_checkpoint(pretrained.checkpoint, models)
+        for part in ("vae", "image_encoder") if pretrained.svd is None else ():
+            if getattr(pretrained, part) is None and find_weights(pretrained.checkpoint, part) is None:
+                raise CheckpointError(
+                    f"{pretrained.checkpoint}: has no {part}.safetensors, and nothing else names one; set "
+                    f"model.pretrained.svd or model.pretrained.{part}"
+                )
     return models.eval()
+
+
+def _located(pretrained: PretrainedConfig) -> PretrainedConfig:
+    """With the relative paths that are not in the working directory looked up in the repository."""
+
+    def locate(path: str | None) -> str | None:
+        found = path is not None and not Path(path).exists() and (ROOT / path).exists()
+        return str(ROOT / path) if found else path
+
+    return PretrainedConfig(**{name: locate(path) for name, path in vars(pretrained).items()})
 
 
 def from_pretrained(cls: type, source: str, part: str):
@@ -79,11 +109,14 @@ def from_pretrained(cls: type, source: str, part: str):
     try:
         return cls.from_pretrained(source, subfolder=part)
     except Exception as error:  # the hub's, safetensors' and the library's own errors have no common base
-        where = "folder" if Path(source).exists() else "hub id (is there a connection? a folder works too)"
-        raise CheckpointError(
-            f"model.pretrained.svd={source}: cannot load '{part}' from this {where}: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0][:200]}"
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if Path(source).exists():
+            reason = f"cannot load '{part}' from this folder: {reason}"
+        elif source.startswith(("/", ".", "~")) or source.count("/") != 1:
+            reason = "no such folder, and not a hub id such as stabilityai/stable-video-diffusion-img2vid"
+        else:
+            reason = f"cannot fetch '{part}' (is there a connection? a downloaded folder works too): {reason}"
+        raise CheckpointError(f"model.pretrained.svd={source}: {reason}") from error
 
 
 def build_renderer(config: Config) -> Renderer:

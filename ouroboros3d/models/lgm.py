@@ -51,7 +51,7 @@ class LGM(nn.Module):
         batch, size = images.shape[0], self.config.input_size
         views = (views * 0.5 + 0.5 - self._mean) / self._std
         views = F.interpolate(views, (size, size), mode="bilinear", align_corners=False)
-        x = torch.cat([views, rays.flatten(0, 1).to(views.dtype)], dim=1)
+        x = torch.cat([views, rays.flatten(0, 1).to(views.dtype)], dim=1).to(self.conv.weight.dtype)
         c_noise = c_noise.expand(batch).repeat_interleave(self.config.num_input_views)
         x = self.conv(self.unet(x, c_noise))
         return self.activate(rearrange(x, "(b v) c h w -> b (v h w) c", b=batch).float())

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
+    _resize_with_antialiasing,
+)
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -44,6 +46,14 @@ class SVDParts(nn.Module):
     def downscale(self) -> int:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    def to_inference_dtype(self, dtype: torch.dtype) -> SVDParts:
+        """Casts the weights; the VAE's encoder stays float32 for float16, which SVD's would overflow."""
+        self.to(dtype)
+        if dtype == torch.float16 and self.vae.config.force_upcast:
+            self.vae.encoder.float()
+            self.vae.quant_conv.float()
+        return self
+
     def embed_image(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> CLIP image embedding [B, 1, D], by an antialiased bicubic resize (quirk 12; no clamp)."""
         size = self.image_encoder.config.image_size
@@ -68,7 +78,8 @@ class SVDParts(nn.Module):
         mixes samples when B > 1 (quirk 14); `decode_chunk = 0` decodes sample by sample.
         """
         batch, views = latents.shape[:2]
-        flat = (latents / self.vae.config.scaling_factor).flatten(0, 1).to(self.vae.dtype)
+        dtype = self.vae.decoder.conv_in.weight.dtype  # the encoder's may differ, see `to_inference_dtype`
+        flat = (latents / self.vae.config.scaling_factor).flatten(0, 1).to(dtype)
         if self.decode_chunk == 0:  # the decoder knows samples of `num_frames` frames, so one call serves all
             decoded = self.vae.decode(flat, num_frames=views).sample
         else:
