@@ -285,23 +285,25 @@ def check_cameras(f: Fixtures) -> Iterator[Case]:
     size = f.config.model.lgm.input_size
     for view in a.numbers(r"get_rays\.view(\d+)\."):
         origins, directions = geometry.camera_rays(cameras.views([view]), size)
-        yield close(f"get_rays.view{view}.origins", origins[0, 0], a[f"get_rays.view{view}.origins"], 1e-6)
-        yield close(
-            f"get_rays.view{view}.directions", directions[0, 0], a[f"get_rays.view{view}.directions"], 1e-6
-        )
-    yield close(
-        "get_rays.lgm_plucker", f.models.lgm.encode_cameras(cameras)[0], a["get_rays.lgm_plucker"], 1e-6
-    )
+        for name, value in (("origins", origins), ("directions", directions)):
+            name = f"get_rays.view{view}.{name}"
+            yield close(name, value[0, 0], a[name], 1e-6)
+    if "get_rays.lgm_plucker" in a:
+        rays = LGM(f.config.model.lgm).encode_cameras(cameras)  # has no weights
+        yield close("get_rays.lgm_plucker", rays[0], a["get_rays.lgm_plucker"], 1e-6)
 
     octaves = f.config.model.multiview.ray_octaves
     for size in a.numbers(r"mv_rays\.(\d+)\."):
         origins, directions = geometry.release_rays(cameras, size)
-        plucker = geometry.plucker(origins, directions)
-        embedded = geometry.embedded_rays(cameras, size, octaves, "release")
-        for name, value in (("origins", origins), ("directions", directions), ("plucker", plucker)):
+        values = {
+            "origins": origins,
+            "directions": directions,
+            "plucker": geometry.plucker(origins, directions),
+            # Of the recorded rays: the highest octave multiplies their rounding by 2^(octaves - 1).
+            "plucker_harmonic": geometry.harmonic_embedding(a[f"mv_rays.{size}.plucker"], octaves),
+        }
+        for name, value in values.items():
             yield close(f"mv_rays.{size}.{name}", value, a[f"mv_rays.{size}.{name}"], 1e-6)
-        # The highest octave multiplies rounding by 2^(octaves - 1).
-        yield close(f"mv_rays.{size}.plucker_harmonic", embedded, a[f"mv_rays.{size}.plucker_harmonic"], 1e-6)
     embedded = geometry.harmonic_embedding(a["harmonic.input"], octaves)
     yield close("harmonic.output", embedded, a["harmonic.output"], 1e-6)
     for size in a.numbers(r"position_map\.(\d+)\."):
@@ -310,8 +312,7 @@ def check_cameras(f: Fixtures) -> Iterator[Case]:
 
 
 def _check_dataset(f: Fixtures, a: Arrays) -> Iterator[Case]:
-    images = a["dataset.diffusion_images"]
-    views, size = len(images), images.shape[-1]
+    views, size = len(a["dataset.c2w"]), a["dataset.condition_image"].shape[-1]
     orbit = f.folder / "orbit"
     try:
         scene = read_ids(orbit / "ids.txt")[0]
@@ -332,9 +333,9 @@ def _check_dataset(f: Fixtures, a: Arrays) -> Iterator[Case]:
             yield close("dataset.frames", item["frames"], a["dataset.select_indices"], 0)
             yield close("dataset.intrinsics", item["K"], a["dataset.intrinsics"], 1e-6)
             # Another Pillow may round the resize differently by one 8-bit level.
-            level = 2 / 255 + 1e-6
-            yield close("dataset.diffusion_images", item["images"], images, level)
-            yield close("dataset.condition_image", item["images"][0], a["dataset.condition_image"], level)
+            for name, value in (("diffusion_images", item["images"]), ("condition_image", item["images"][0])):
+                if f"dataset.{name}" in a:
+                    yield close(f"dataset.{name}", value, a[f"dataset.{name}"], 2 / 255 + 1e-6)
             cameras = Cameras(a["dataset.c2w"][None], item["K"].double()[None])
             yield from _check_camera_fields(cameras, a.under("dataset.cameras"), a["dataset.fov"])
         else:
@@ -365,10 +366,8 @@ def _check_camera_fields(cameras: Cameras, fields: dict[str, Tensor], fov: Tenso
         "camera_center": cameras.centers[0],
     }
     for name, value in derived.items():
-        # Fields in pixels are as exact as float32 is at their size.
-        yield close(
-            f"dataset.cameras.{name}", value, fields[name], 1e-6 * max(1.0, fields[name].abs().max().item())
-        )
+        unit = max(1.0, fields[name].abs().max().item())  # fields in pixels are as exact as float32 is there
+        yield close(f"dataset.cameras.{name}", value, fields[name], 1e-6 * unit)
     yield close("dataset.fov (degrees)", cameras.fov[0], fov, 1e-6 * fov.abs().max().item())
 
 
@@ -435,20 +434,21 @@ def check_render(f: Fixtures) -> Iterator[Case]:
     a = f.arrays("render")
     cameras, view_ids = recorded_cameras(a.under("cameras")), a["view_ids"]
     size = int(a["cameras.height"][0])
-    for tag in ("unit_quaternions", "column_normalised_quaternions"):
-        rendering = f.render(Gaussians.from_tensor(a[f"{tag}.gaussians"]), cameras.views(view_ids), size)
-        yield from pictures(f"{tag}.image", rendering.rgb.clamp(0, 1), a[f"{tag}.image"])
-        yield from pictures(f"{tag}.alpha", rendering.alpha, a[f"{tag}.alpha"])
-        yield from pictures(f"{tag}.depth", rendering.depth, a[f"{tag}.depth"])
-
-    gaussians = Gaussians.from_tensor(a["column_normalised_quaternions.gaussians"])
-    smaller = replace(gaussians, scales=0.6 * gaussians.scales)  # scale_modifier
-    rendering = render(smaller, cameras.views(view_ids), size, (0.2, 0.0, 0.7), rules="release")
-    yield from pictures(
-        "coloured_background.image", rendering.rgb.clamp(0, 1), a["coloured_background.image"]
+    unit, columns = (
+        Gaussians.from_tensor(a[f"{kind}_quaternions.gaussians"]) for kind in ("unit", "column_normalised")
     )
+    for tag, gaussians in (("unit_quaternions", unit), ("column_normalised_quaternions", columns)):
+        rendering = f.render(gaussians, cameras.views(view_ids), size)
+        values = {"image": rendering.rgb.clamp(0, 1), "alpha": rendering.alpha, "depth": rendering.depth}
+        for name in sorted(a.under(tag).keys() & values.keys()):
+            yield from pictures(f"{tag}.{name}", values[name], a[f"{tag}.{name}"])
 
-    unit = Gaussians.from_tensor(a["unit_quaternions.gaussians"])
+    if "coloured_background.image" in a:
+        smaller = replace(columns, scales=0.6 * columns.scales)  # scale_modifier
+        rendering = render(smaller, cameras.views(view_ids), size, (0.2, 0.0, 0.7), rules="release")
+        image = rendering.rgb.clamp(0, 1)
+        yield from pictures("coloured_background.image", image, a["coloured_background.image"])
+
     for view in a.numbers(r"raw_view(\d+)\."):
         rendering = f.render(unit, cameras.views([view]), size)
         for name, value in (("color", rendering.rgb), ("depth", rendering.depth), ("alpha", rendering.alpha)):
@@ -457,16 +457,17 @@ def check_render(f: Fixtures) -> Iterator[Case]:
         yield close(f"raw_view{view}.radii", radii, a[f"raw_view{view}.radii"], 0)
 
     yield from _check_render_gradient(f, a, cameras, size)
+    yield from _check_video(f, a, columns)
 
+
+def _check_video(f: Fixtures, a: Arrays, gaussians: Gaussians) -> Iterator[Case]:
     lgm = f.spec["lgm"]
-    turntable = turntable_cameras(step=1.0, radius=lgm["cam_radius"], fov=lgm["fovy"]).views(
-        a["video.azimuths"]
-    )
+    turntable = turntable_cameras(step=1.0, radius=lgm["cam_radius"], fov=lgm["fovy"])
+    turntable = turntable.views(a["video.azimuths"])
     yield close("video.cam_view", turntable.w2c[0].transpose(-1, -2), a["video.cam_view"], 1e-6)
     projection = projection_matrix(turntable.K[0, 0], lgm["znear"], lgm["zfar"])
-    projection[2, 2] = (lgm["zfar"] + lgm["znear"]) / (
-        lgm["zfar"] - lgm["znear"]
-    )  # LGM's; no pixel depends on it
+    # LGM's own entry; no pixel depends on it.
+    projection[2, 2] = (lgm["zfar"] + lgm["znear"]) / (lgm["zfar"] - lgm["znear"])
     yield close("video.proj_matrix", projection, a["video.proj_matrix"], 1e-6)
     rendering = f.render(gaussians, turntable, f.spec["render_size"])
     yield from pictures("video.image", rendering.rgb.clamp(0, 1), a["video.image"])
