@@ -3,7 +3,7 @@
     python train.py --config configs/small/joint.yaml [key=value ...]
     torchrun --nproc_per_node=8 train.py --config configs/mv/svd_lgm_rgb_ccm_lvis.yaml
 
-Writes to `train.output_dir`: checkpoints/, validation/, metrics.jsonl, export/ (the weights inference.py loads).
+Writes checkpoints/, validation/, metrics.jsonl and export/ (weights for inference.py) to `train.output_dir`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from ouroboros3d.trainer import Trainer
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/small.yaml", help="YAML file (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what the machine has")
     options, overrides = parser.parse_known_args(arguments)
@@ -45,9 +47,15 @@ def main(arguments: list[str]) -> None:
     trainer.run()
 
 
-if __name__ == "__main__":
+def cli(arguments: list[str]) -> int:
+    """`main`, with a user's error as one line on stderr and exit status 2."""
     try:
-        main(sys.argv[1:])
+        main(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli(sys.argv[1:]))

@@ -1,0 +1,221 @@
+"""train.py as a user runs it, on orbits of coloured squares, with networks of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from ouroboros3d.cameras import orbit_poses
+from ouroboros3d.checkpoint import find_weights
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # train.py is a script, not part of the package
+CROSS, PLAIN = "CrossAttn{}BlockSpatioTemporal", "{}BlockSpatioTemporal"
+TINY = {
+    "model": {
+        "image_size": 32,
+        "multiview": {
+            "unet": {
+                "sample_size": 8,
+                "down_block_types": [CROSS.format("Down"), PLAIN.format("Down")],
+                "up_block_types": [PLAIN.format("Up"), CROSS.format("Up")],
+                "block_out_channels": [32, 32],
+                "num_attention_heads": [2, 2],
+                "layers_per_block": 1,
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 24,
+                "cross_attention_dim": 16,
+            },
+            "adapter": {"res_blocks": 1, "downscale": 4},
+        },
+        "vae": {"block_out_channels": [32, 32, 32], "layers_per_block": 1, "scaling_factor": 0.5},
+        "image_encoder": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+            "projection_dim": 16,
+        },
+        "lgm": {
+            "input_size": 32,
+            "splat_size": 16,
+            "down_channels": [32, 32],
+            "down_attention": [False, True],
+            "up_channels": [32],
+            "up_attention": [False],
+            "layers_per_block": 1,
+            "heads": 2,
+            "time_channels": 8,
+            "time_embed_dim": 16,
+        },
+        "conventions": {"view_selection": "even", "decode_chunk": 0, "time_id": "textbook"},
+    },
+    "sampler": {"steps": 2},
+    "data": {"workers": 0},
+    "objective": {"lpips_weight": 0.0, "feedback_probability": 0.5},
+    "train": {
+        "steps": 4,
+        "batch_size": 2,
+        "save_every": 2,
+        "validate_every": 4,
+        "validate_objects": 1,
+        "log_every": 1,
+        "learning_rate": 1e-3,
+        "ema_decay": 0.9,
+    },
+}
+
+
+def write_orbits(root: Path, count: int = 3) -> None:
+    """`count` orbits of 16 frames: a square of the object's colour that moves with the azimuth."""
+    to_opengl = np.diag([1.0, -1.0, -1.0, 1.0])
+    y_up_to_z_up = np.array([[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
+    for number in range(count):
+        folder = root / f"object_{number}"
+        folder.mkdir(parents=True)
+        poses = orbit_poses([22.5 * i for i in range(16)], 10.0 * number, 1.7417).numpy()
+        locations = []
+        for frame, pose in enumerate(poses):
+            rgba = np.zeros((32, 32, 4), np.uint8)
+            rgba[8:24, 4 + frame : 14 + frame] = [60 * number, 200 - 60 * number, 90, 255]
+            Image.fromarray(rgba).save(folder / f"render_{frame:04d}.webp", lossless=True)
+            matrix = (y_up_to_z_up @ pose @ to_opengl).tolist()
+            locations.append({"transform_matrix": matrix, "frames": [{"name": f"render_{frame:04d}.webp"}]})
+        (folder / "meta.json").write_text(json.dumps({"camera_angle_x": 0.6911, "locations": locations}))
+    (root / "train.txt").write_text("".join(f"object_{n}\n" for n in range(count)))
+    (root / "val.txt").write_text("object_0\n")
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory) -> Path:
+    """A folder with orbits and tiny.yaml."""
+    root = tmp_path_factory.mktemp("train")
+    write_orbits(root / "orbits")
+    config = json.loads(json.dumps(TINY))
+    config["data"]["root"] = str(root / "orbits")
+    (root / "tiny.yaml").write_text(yaml.safe_dump(config))
+    return root
+
+
+def train(setting: Path, run: str, *overrides: str) -> Path:
+    """train.main() in this process; returns the output folder."""
+    from train import main
+
+    out = setting / run
+    main(["--config", str(setting / "tiny.yaml"), "--device", "cpu", f"train.output_dir={out}", *overrides])
+    return out
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((out / "checkpoints").iterdir())[-1]
+    return load_file(newest / "model.safetensors")
+
+
+def rows(out: Path, kind: str) -> list[dict]:
+    return [row for row in map(json.loads, open(out / "metrics.jsonl")) if row["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def joint(setting) -> Path:
+    return train(setting, "joint")
+
+
+def test_a_run_leaves_everything_a_user_looks_for(joint):
+    assert (joint / "config.yaml").is_file()
+    assert sorted(p.name for p in (joint / "validation").iterdir()) == ["0000004_lgm.png", "0000004_loop.png"]
+    assert list(joint.glob("**/events.out.tfevents*"))
+    for name in ("mv_model_unet", "recon_model", "vae", "image_encoder"):
+        assert find_weights(joint / "export", name), name
+    losses, validation = rows(joint, "train"), rows(joint, "validation")
+    assert [row["step"] for row in losses] == [1, 2, 3, 4]
+    assert {"diffusion", "reconstruction", "total", "gradient_norm", "learning_rate"} <= set(losses[0])
+    assert {"views_psnr", "render_psnr", "delta_psnr", "lgm_unseen_psnr"} <= set(validation[0])
+
+
+def test_both_networks_are_trained_and_the_vae_is_not(joint, setting):
+    start = train(setting, "start", "train.steps=1", "train.validate_every=9", "train.learning_rate=1e-12")
+    before, after = weights(start), weights(joint)
+    assert before.keys() == after.keys()
+    moved = {k for k in after if (after[k] - before[k]).abs().max() > 1e-5}
+    assert any("unet.unet" in k for k in moved) and any("lgm.conv" in k for k in moved)
+    assert not any("vae" in k or "image_encoder" in k for k in after)
+    frozen = [load_file(run / "export" / "vae.safetensors") for run in (start, joint)]
+    assert all(torch.equal(frozen[0][k], frozen[1][k]) for k in frozen[0])
+
+
+def test_an_interrupted_joint_run_resumes_exactly(joint, setting):
+    train(setting, "parts", "train.steps=2")
+    parts = train(setting, "parts")
+    whole, resumed = weights(joint), weights(parts)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    assert [r["total"] for r in rows(joint, "train")] == [r["total"] for r in rows(parts, "train")]
+
+
+def test_two_processes_equal_one(setting):
+    common = ["train.steps=2", "train.validate_every=9", "train.ema_decay=0", "train.tracker=none"]
+    one = train(setting, "one", "train.batch_size=1", "train.gradient_accumulation=2", *common)
+    out = setting / "two"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "train.py",
+    ]
+    command += ["--config", str(setting / "tiny.yaml"), "--device", "cpu", f"train.output_dir={out}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [*command, "train.batch_size=1", *common], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    a, b = weights(one), weights(out)
+    assert max((a[k] - b[k]).abs().max() for k in a) < 2e-5
+
+
+def test_an_export_is_a_checkpoint_that_training_starts_from(joint, setting):
+    out = train(
+        setting, "from_export", f"model.pretrained.checkpoint={joint / 'export'}", "train.steps=1",
+        "train.validate_every=9", "train.learning_rate=1e-12",
+    )  # fmt: skip
+    exported, again = (load_file(run / "export" / "recon_model.safetensors") for run in (joint, out))
+    assert all(torch.allclose(exported[k].float(), again[k].float(), atol=1e-3) for k in exported)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.stepz=3"], ["train.stepz"]),
+        (["train.steps=many"], ["train.steps", "many"]),
+        (["data.root=/nonexistent"], ["/nonexistent", "no such folder"]),
+        (["model.pretrained.checkpoint=/nonexistent"], ["/nonexistent", "no such checkpoint folder"]),
+        (["objective.lpips_weight=1"], ["objective.lpips_weight"]),
+        (["objective.diffusion=false", "objective.reconstruction=none"], ["objective.diffusion", "nothing"]),
+        (["train.resume=/nonexistent"], ["train.resume", "/nonexistent"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(setting, capsys, overrides, words):
+    from train import cli
+
+    arguments = [
+        "--config",
+        str(setting / "tiny.yaml"),
+        "--device",
+        "cpu",
+        f"train.output_dir={setting / 'bad'}",
+    ]
+    assert cli([*arguments, *overrides]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and all(word in last for word in words), last
