@@ -208,7 +208,9 @@ class ObjectiveConfig:
     """The joint objective (Sec. 3.4; METHOD section 5). Defaults are the release's."""
 
     diffusion: bool = True  # train the multi-view U-Net
-    reconstruction: str = "both"  # none | clean | predicted | both: which views the reconstructor is trained on
+    reconstruction: str = (
+        "both"  # none | clean | predicted | both: which views the reconstructor is trained on
+    )
     sigma_mean: float = 1.0  # ln sigma ~ N(mean, std^2)
     sigma_std: float = 1.6
     condition_sigma_mean: float = -3.0
@@ -286,16 +288,15 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
     """Defaults, then the YAML file, then `key=value` overrides; checked. A file may name another as `base:`,
     relative to itself. Raises ConfigError."""
     config = OmegaConf.structured(Config)
-    try:
-        for layer in _layers(path):
+    for source, layer in [*_layers(path), *((text, _parse_override(text)) for text in overrides)]:
+        try:
             config = OmegaConf.merge(config, layer)
-        for override in overrides:
-            if "=" not in override:
-                raise ConfigError(f"override {override!r} is not of the form key=value")
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{source}: {_explain(error)}") from error
+    try:
         config = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, path)) from error
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise ConfigError(f"{path}: {_explain(error)}") from error
     check_config(config)
     return config
 
@@ -305,7 +306,7 @@ def config_from_dict(values: dict[str, Any]) -> Config:
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, None)) from error
+        raise ConfigError(_explain(error)) from error
     check_config(config)
     return config
 
@@ -333,13 +334,22 @@ def check_config(config: Config) -> None:
         require(value in allowed, key, value, f"must be one of {', '.join(allowed)}")
 
     model, unet, lgm, vae = config.model, config.model.multiview.unet, config.model.lgm, config.model.vae
-    require(len(model.multiview.micro_conditions) == 2, "model.multiview.micro_conditions",
-            model.multiview.micro_conditions, "wants two numbers, fps - 1 and the motion bucket")
+    require(
+        len(model.multiview.micro_conditions) == 2,
+        "model.multiview.micro_conditions",
+        model.multiview.micro_conditions,
+        "wants two numbers, fps - 1 and the motion bucket",
+    )
     factor = 2 ** (len(vae.block_out_channels) - 1)
     levels = len(unet.block_out_channels)
     for name in ("down_block_types", "up_block_types", "num_attention_heads"):
         value = getattr(unet, name)
-        require(len(value) == levels, f"model.multiview.unet.{name}", value, f"wants {levels} entries, one a level")
+        require(
+            len(value) == levels,
+            f"model.multiview.unet.{name}",
+            value,
+            f"wants {levels} entries, one a level",
+        )
     require(
         unet.in_channels == 2 * vae.latent_channels and unet.out_channels == vae.latent_channels,
         "model.multiview.unet.in_channels, out_channels",
@@ -370,34 +380,73 @@ def check_config(config: Config) -> None:
         model.image_size,
         f"must be a multiple of {factor * 2 ** (levels - 1)}",
     )
-    for key, maps in (("model.multiview.feedback", model.multiview.feedback), ("sampler.feedback", config.sampler.feedback)):
-        require(set(maps) <= set(MAPS) and len(set(maps)) == len(maps), key, maps, f"must be a subset of {list(MAPS)}")
+    for key, maps in (
+        ("model.multiview.feedback", model.multiview.feedback),
+        ("sampler.feedback", config.sampler.feedback),
+    ):
+        require(
+            set(maps) <= set(MAPS) and len(set(maps)) == len(maps),
+            key,
+            maps,
+            f"must be a subset of {list(MAPS)}",
+        )
     require(
         set(config.sampler.feedback) <= set(model.multiview.feedback),
         "sampler.feedback",
         config.sampler.feedback,
         f"the model has adapters for {model.multiview.feedback} only",
     )
-    require(len(lgm.down_attention) == len(lgm.down_channels), "model.lgm.down_attention", lgm.down_attention,
-            f"wants {len(lgm.down_channels)} entries, one a level")
-    require(len(lgm.up_attention) == len(lgm.up_channels), "model.lgm.up_attention", lgm.up_attention,
-            f"wants {len(lgm.up_channels)} entries, one a level")
+    require(
+        len(lgm.down_attention) == len(lgm.down_channels),
+        "model.lgm.down_attention",
+        lgm.down_attention,
+        f"wants {len(lgm.down_channels)} entries, one a level",
+    )
+    require(
+        len(lgm.up_attention) == len(lgm.up_channels),
+        "model.lgm.up_attention",
+        lgm.up_attention,
+        f"wants {len(lgm.up_channels)} entries, one a level",
+    )
     splat = lgm.input_size // 2 ** (len(lgm.down_channels) - 1) * 2 ** (len(lgm.up_channels) - 1)
-    require(lgm.splat_size == splat, "model.lgm.splat_size", lgm.splat_size, f"the widths and input_size give {splat}")
+    require(
+        lgm.splat_size == splat,
+        "model.lgm.splat_size",
+        lgm.splat_size,
+        f"the widths and input_size give {splat}",
+    )
     views, frames = config.cameras.num_views, config.cameras.orbit_frames
-    require(0 < views <= frames, "cameras.num_views", views, f"must lie in 1 .. cameras.orbit_frames = {frames}")
-    require(views >= lgm.num_input_views, "cameras.num_views", views,
-            f"the reconstructor reads model.lgm.num_input_views = {lgm.num_input_views}")
-    require(0 < config.cameras.fov < 180, "cameras.fov", config.cameras.fov, "must lie between 0 and 180 degrees")
-    require(abs(config.cameras.elevation) < 90, "cameras.elevation", config.cameras.elevation,
-            "must lie strictly between -90 and 90 degrees")
+    require(
+        0 < views <= frames, "cameras.num_views", views, f"must lie in 1 .. cameras.orbit_frames = {frames}"
+    )
+    require(
+        views >= lgm.num_input_views,
+        "cameras.num_views",
+        views,
+        f"the reconstructor reads model.lgm.num_input_views = {lgm.num_input_views}",
+    )
+    require(
+        0 < config.cameras.fov < 180, "cameras.fov", config.cameras.fov, "must lie between 0 and 180 degrees"
+    )
+    require(
+        abs(config.cameras.elevation) < 90,
+        "cameras.elevation",
+        config.cameras.elevation,
+        "must lie strictly between -90 and 90 degrees",
+    )
     require(config.cameras.distance > 0, "cameras.distance", config.cameras.distance, "must be positive")
     sampler, scheduler = config.sampler, config.sampler.scheduler
     require(sampler.steps >= 1, "sampler.steps", sampler.steps, "must be at least 1")
-    require(sampler.feedback_every >= 1, "sampler.feedback_every", sampler.feedback_every, "must be at least 1")
+    require(
+        sampler.feedback_every >= 1, "sampler.feedback_every", sampler.feedback_every, "must be at least 1"
+    )
     require(len(sampler.guidance) == 2, "sampler.guidance", sampler.guidance, "wants [first view, last view]")
-    require(0 < scheduler.sigma_min < scheduler.sigma_max, "sampler.scheduler.sigma_min", scheduler.sigma_min,
-            f"must lie between 0 and sigma_max = {scheduler.sigma_max}")
+    require(
+        0 < scheduler.sigma_min < scheduler.sigma_max,
+        "sampler.scheduler.sigma_min",
+        scheduler.sigma_min,
+        f"must lie between 0 and sigma_max = {scheduler.sigma_max}",
+    )
     require(0 <= sampler.seed < 2**63, "sampler.seed", sampler.seed, "must lie in 0 .. 2^63 - 1")
     turntable = config.turntable
     require(turntable.size >= 2, "turntable.size", turntable.size, "must be at least 2 pixels")
@@ -407,19 +456,33 @@ def check_config(config: Config) -> None:
     require(turntable.fps >= 1, "turntable.fps", turntable.fps, "must be at least 1")
     objective = config.objective
     require(0 <= objective.dropout <= 1 / 3, "objective.dropout", objective.dropout, "must lie in 0 .. 1/3")
-    require(0 <= objective.feedback_probability <= 1, "objective.feedback_probability",
-            objective.feedback_probability, "must lie in 0 .. 1")
-    require(objective.diffusion or objective.reconstruction != "none", "objective.diffusion", False,
-            "nothing would be trained: set objective.reconstruction too")
-    require(objective.diffusion or objective.reconstruction == "clean", "objective.reconstruction",
-            objective.reconstruction, "without the diffusion part only clean views exist")
+    require(
+        0 <= objective.feedback_probability <= 1,
+        "objective.feedback_probability",
+        objective.feedback_probability,
+        "must lie in 0 .. 1",
+    )
+    require(
+        objective.diffusion or objective.reconstruction != "none",
+        "objective.diffusion",
+        False,
+        "nothing would be trained: set objective.reconstruction too",
+    )
+    require(
+        objective.diffusion or objective.reconstruction == "clean",
+        "objective.reconstruction",
+        objective.reconstruction,
+        "without the diffusion part only clean views exist",
+    )
     for key in ("steps", "batch_size", "gradient_accumulation", "save_every", "keep", "log_every"):
-        require(getattr(config.train, key) >= 1, f"train.{key}", getattr(config.train, key), "must be at least 1")
+        require(
+            getattr(config.train, key) >= 1, f"train.{key}", getattr(config.train, key), "must be at least 1"
+        )
 
 
-def _layers(path: str | Path | None) -> list[DictConfig]:
-    """The YAML files to merge, base first."""
-    layers: list[DictConfig] = []
+def _layers(path: str | Path | None) -> list[tuple[Path, DictConfig]]:
+    """The YAML files to merge and what they hold, base first."""
+    layers: list[tuple[Path, DictConfig]] = []
     while path is not None:
         path = Path(path)
         if not path.is_file():
@@ -431,14 +494,23 @@ def _layers(path: str | Path | None) -> list[DictConfig]:
         if not isinstance(layer, DictConfig):
             raise ConfigError(f"{path}: not a YAML mapping of keys to values")
         base = layer.pop("base", None)
-        layers.insert(0, layer)
+        layers.insert(0, (path, layer))
         if len(layers) > 8:
             raise ConfigError(f"{path}: more than 8 files deep in `base:`, probably a circle")
         path = path.parent / base if base is not None else None
     return layers
 
 
-def _explain(error: OmegaConfBaseException, path: str | Path | None) -> str:
-    where = f"{path}: " if path else ""
-    key = getattr(error, "full_key", None) or getattr(error, "key", "?")
-    return f"{where}config key {key}: {str(error).splitlines()[0]}"
+def _parse_override(text: str) -> DictConfig:
+    """`key=value`, the value in YAML."""
+    if "=" not in text:
+        raise ConfigError(f"override {text!r} is not of the form key=value")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except Exception as error:  # yaml's own errors have no common useful base
+        raise ConfigError(f"{text}: not of the form key=value: {' '.join(str(error).split())}") from error
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None) or getattr(error, "key", None)
+    return (f"config key {key}: " if key else "") + str(error).splitlines()[0]

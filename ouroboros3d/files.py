@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,31 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(folder: str | Path) -> Iterator[Path]:
+    """Yields an empty folder inside `folder`, for results that belong together.
+
+    When the block ends, what it holds moves to `folder`, in place of what has the same name there; when it
+    fails, nothing of it stays. Raises OutputError if the system refuses.
+    """
+    folder = Path(folder)
+    stage = folder / f".tmp-{uuid.uuid4().hex[:12]}"
+    try:
+        stage.mkdir()
+        yield stage
+        for path in sorted(stage.iterdir()):
+            target = folder / path.name
+            if path.is_dir() and target.is_dir():  # which os.replace refuses unless it is empty
+                os.replace(target, stage / f".old-{path.name}")
+            os.replace(path, target)
+    except OSError as error:
+        if error.errno is None:  # OutputError, or a library's own
+            raise
+        raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def check_writable_dir(path: str | Path) -> Path:

@@ -1,0 +1,237 @@
+"""From pictures to results: the front end, the loop, and what is left of it in one folder.
+
+    <name>_input.png   what the networks see of the picture
+    <name>.png         the generated views, four a row
+    <name>.ply         the Gaussians
+    <name>.mp4         the Gaussians on a turntable
+    <name>_steps.png, <name>_steps/   with `save_steps`: how they came about
+
+The results of a picture appear together, when all of them are complete, or not at all.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio_ffmpeg
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ouroboros3d.build import BACKGROUNDS, build_cameras, build_models, build_sampler
+from ouroboros3d.config import Config, ConfigError
+from ouroboros3d.data.image import ConditionImage, load_condition_image
+from ouroboros3d.errors import UserError
+from ouroboros3d.files import OutputError, check_writable_dir, staged
+from ouroboros3d.gaussians import save_ply
+from ouroboros3d.sampler import SamplerStep
+from ouroboros3d.visualize import (
+    StepImages,
+    save_image,
+    save_video,
+    steps_picture,
+    turntable,
+    view_grid,
+)
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RESULTS = ("_input.png", ".png", ".ply", ".mp4")
+STEP_RESULTS = ("_steps.png", "_steps")
+
+
+class DeviceError(UserError, RuntimeError):
+    """The device cannot be used, or not for this."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make of which pictures, beside the configuration."""
+
+    images: list[str]
+    output_dir: str = "outputs"
+    device: str | None = None  # None: what the machine has
+    dtype: str | None = None  # of the networks, see DTYPES; None: float32 on a CPU, bf16 on CUDA
+    remove_bg: bool = True
+    border: float = 0.2  # of the square around a cut-out object
+    save_steps: bool = False
+
+
+class Pipeline:
+    """One model on one device: condition image in, the steps of the loop out."""
+
+    def __init__(self, config: Config, device: str | None = None, dtype: str | None = None) -> None:
+        """Raises DeviceError, ConfigError, CheckpointError."""
+        self.config = config
+        self.device = pick_device(device)
+        if dtype is None:
+            dtype = "bf16" if self.device.type == "cuda" else "float32"
+        if config.model.pretrained.checkpoint is None:
+            raise ConfigError("model.pretrained.checkpoint is not set: name a checkpoint folder with --ckpt")
+        if self.device.type == "cuda":
+            _check_gsplat(config)
+        with _gpu_memory():
+            models = build_models(config.model).to(self.device, DTYPES[dtype])
+        self.sampler = build_sampler(models, config)
+        self.sampler.clock.synchronize = True  # else a part's seconds on CUDA are those of the part before
+        self.cameras = build_cameras(config).to(self.device)
+
+    def __call__(self, image: Tensor, seed: int) -> Iterator[SamplerStep]:
+        """image [3, H, W] in [-1, 1] at `model.image_size`. Raises NumericalError, DeviceError."""
+        noise = self.sampler.draw_noise([seed], self.cameras.num_views).to(self.device)
+        with _gpu_memory():
+            yield from self.sampler(image[None].to(self.device), self.cameras, noise)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of this name ("cpu", "cuda", "cuda:1"), or the machine's best. Raises DeviceError."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"--device {name}: must be cpu, cuda or cuda:<number>")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            f"--device {name}: this machine or this build of torch has no CUDA; use --device cpu"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    return device
+
+
+def run(request: Request, config: Config) -> list[Path]:
+    """Makes the results of all pictures, prints where they are and what took how long, returns their paths.
+
+    Raises the UserErrors of what it calls, those of pictures before the work starts.
+    """
+    start = time.perf_counter()
+    pick_device(request.device)
+    pictures = {
+        name: load_condition_image(
+            path,
+            config.model.image_size,
+            request.remove_bg,
+            request.border,
+            BACKGROUNDS[config.data.background],
+        )
+        for name, path in name_results(request).items()
+    }
+    folder = check_writable_dir(request.output_dir)
+    _check_ffmpeg()
+    pipeline = Pipeline(config, request.device, request.dtype)
+    clock = pipeline.sampler.clock
+    clock.seconds["load"] = time.perf_counter() - start
+    for name, picture in pictures.items():
+        with staged(folder) as stage:
+            generate(pipeline, name, picture, stage, request.save_steps)
+    print(f"{clock.summary()}; {time.perf_counter() - start:.1f} s in all")
+    suffixes = RESULTS + (STEP_RESULTS if request.save_steps else ())
+    paths = [folder / f"{name}{suffix}" for name in pictures for suffix in suffixes]
+    print(*paths, sep="\n")
+    return paths
+
+
+def name_results(request: Request) -> dict[str, str]:
+    """What the results of every picture are called: its file's name without the suffix.
+
+    Raises OutputError where results would overwrite each other or a picture.
+    """
+    folder = Path(request.output_dir).resolve()
+    results: dict[Path, str] = {}
+    for path in request.images:
+        own = [folder / f"{Path(path).stem}{suffix}" for suffix in RESULTS + STEP_RESULTS]
+        if other := next((results[result] for result in own if result in results), None):
+            raise OutputError(f"{other} and {path}: their results would have the same name; rename one")
+        results |= dict.fromkeys(own, path)
+    for path in request.images:
+        if (source := results.get(Path(path).resolve())) is not None:
+            raise OutputError(
+                f"{path}: the results of {source} would overwrite it; choose another output folder"
+            )
+    return {Path(path).stem: path for path in request.images}
+
+
+def generate(
+    pipeline: Pipeline, name: str, picture: ConditionImage, folder: Path, save_steps: bool = False
+) -> None:
+    """Runs the loop on one picture, with a progress bar, and writes its results to `folder`."""
+    config, clock = pipeline.config, pipeline.sampler.clock
+    history: list[StepImages] = []
+    steps_folder = folder / f"{name}_steps"
+    if save_steps:
+        steps_folder.mkdir()
+    with tqdm(total=config.sampler.steps, desc=name, unit="step", file=sys.stderr) as bar:
+        for step in pipeline(picture.tensor, config.sampler.seed):
+            bar.set_postfix_str(f"sigma {step.sigma:.3g}", refresh=False)
+            bar.update()
+            if save_steps:
+                with clock("files"):
+                    history.append(_save_step(step, steps_folder).small())
+    with clock("files"):
+        if save_steps:
+            views = range(0, pipeline.cameras.num_views, max(1, pipeline.cameras.num_views // 4))
+            save_image(folder / f"{name}_steps.png", steps_picture(history, views=views[:3]))
+        save_image(folder / f"{name}_input.png", picture.tensor * 0.5 + 0.5)
+        save_image(folder / f"{name}.png", view_grid(_pictures(step)["views"]))
+        save_ply(folder / f"{name}.ply", step.gaussians)
+    with clock("turntable"):
+        _save_turntable(folder / f"{name}.mp4", pipeline, step)
+
+
+def _save_turntable(path: Path, pipeline: Pipeline, step: SamplerStep) -> None:
+    c, renderer = pipeline.config.turntable, pipeline.sampler.renderer
+    tilt = pipeline.config.cameras.elevation  # so that an object photographed from above stands upright
+    frames = turntable(step.gaussians, renderer, c.size, c.step, c.radius, c.fov, tilt=tilt)
+    save_video(path, tqdm(frames, desc="turntable", unit="frame", leave=False, file=sys.stderr), c.fps)
+
+
+def _pictures(step: SamplerStep) -> dict[str, Tensor]:
+    """What a step shows, [V, 3, H, W] in [0, 1]: decoded views, and the maps it hands to the next step."""
+    views = (step.views[0] * 0.5 + 0.5).clamp(0, 1)
+    return {"views": views, "rgb": step.feedback["rgb"][0], "ccm": step.feedback["ccm"][0]}
+
+
+def _save_step(step: SamplerStep, folder: Path) -> StepImages:
+    """Writes <index>_views.png, _rgb.png, _ccm.png and <index>.ply."""
+    images = _pictures(step)
+    for kind, views in images.items():
+        save_image(folder / f"{step.index:02d}_{kind}.png", view_grid(views))
+    save_ply(folder / f"{step.index:02d}.ply", step.gaussians)
+    return StepImages(step.index, step.sigma, images)
+
+
+@contextmanager
+def _gpu_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise DeviceError(
+            "the GPU's memory is too small, or in use by others; --dtype bf16 needs half of float32's, "
+            "--device cpu none"
+        ) from error
+
+
+def _check_gsplat(config: Config) -> None:
+    """The renderer on CUDA, asked for before minutes of loading."""
+    if importlib.util.find_spec("gsplat") is None:
+        raise DeviceError("rendering on CUDA needs gsplat: pip install 'gsplat>=1.5.3', or use --device cpu")
+    if config.model.conventions.renderer == "release":
+        raise ConfigError(
+            "model.conventions.renderer = 'release': on CUDA gsplat renders, which cannot follow it; set it "
+            "to gsplat, or use --device cpu"
+        )
+
+
+def _check_ffmpeg() -> None:
+    try:
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise OutputError(f"cannot write the video: {' '.join(str(error).split())}") from error
