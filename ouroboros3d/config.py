@@ -59,6 +59,7 @@ class MultiViewConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     feedback: list[str] = _list("rgb", "ccm")  # adapters the network has, in the checkpoint's order
     ray_octaves: int = 6
+    norm_groups: int = 32  # of the U-Net's GroupNorms; fewer where widths are small, see models/norms.py
     micro_conditions: list[float] = _list(6.0, 127.0)  # SVD's time ids: fps - 1 and motion bucket
 
 
@@ -70,6 +71,7 @@ class VAEConfig:
     layers_per_block: int = 2
     latent_channels: int = 4
     scaling_factor: float = 0.18215
+    norm_groups: int = 32  # fewer where widths are small, see models/norms.py
     sample_size: int = 768
     force_upcast: bool = True
 
@@ -208,9 +210,7 @@ class ObjectiveConfig:
     """The joint objective (Sec. 3.4; METHOD section 5). Defaults are the release's."""
 
     diffusion: bool = True  # train the multi-view U-Net
-    reconstruction: str = (
-        "both"  # none | clean | predicted | both: which views the reconstructor is trained on
-    )
+    reconstruction: str = "both"  # none | clean | predicted | both: which views the reconstructor is trained on
     sigma_mean: float = 1.0  # ln sigma ~ N(mean, std^2)
     sigma_std: float = 1.6
     condition_sigma_mean: float = -3.0
@@ -416,18 +416,14 @@ def check_config(config: Config) -> None:
         f"the widths and input_size give {splat}",
     )
     views, frames = config.cameras.num_views, config.cameras.orbit_frames
-    require(
-        0 < views <= frames, "cameras.num_views", views, f"must lie in 1 .. cameras.orbit_frames = {frames}"
-    )
+    require(0 < views <= frames, "cameras.num_views", views, f"must lie in 1 .. cameras.orbit_frames = {frames}")
     require(
         views >= lgm.num_input_views,
         "cameras.num_views",
         views,
         f"the reconstructor reads model.lgm.num_input_views = {lgm.num_input_views}",
     )
-    require(
-        0 < config.cameras.fov < 180, "cameras.fov", config.cameras.fov, "must lie between 0 and 180 degrees"
-    )
+    require(0 < config.cameras.fov < 180, "cameras.fov", config.cameras.fov, "must lie between 0 and 180 degrees")
     require(
         abs(config.cameras.elevation) < 90,
         "cameras.elevation",
@@ -437,9 +433,7 @@ def check_config(config: Config) -> None:
     require(config.cameras.distance > 0, "cameras.distance", config.cameras.distance, "must be positive")
     sampler, scheduler = config.sampler, config.sampler.scheduler
     require(sampler.steps >= 1, "sampler.steps", sampler.steps, "must be at least 1")
-    require(
-        sampler.feedback_every >= 1, "sampler.feedback_every", sampler.feedback_every, "must be at least 1"
-    )
+    require(sampler.feedback_every >= 1, "sampler.feedback_every", sampler.feedback_every, "must be at least 1")
     require(len(sampler.guidance) == 2, "sampler.guidance", sampler.guidance, "wants [first view, last view]")
     require(
         0 < scheduler.sigma_min < scheduler.sigma_max,
@@ -475,9 +469,7 @@ def check_config(config: Config) -> None:
         "without the diffusion part only clean views exist",
     )
     for key in ("steps", "batch_size", "gradient_accumulation", "save_every", "keep", "log_every"):
-        require(
-            getattr(config.train, key) >= 1, f"train.{key}", getattr(config.train, key), "must be at least 1"
-        )
+        require(getattr(config.train, key) >= 1, f"train.{key}", getattr(config.train, key), "must be at least 1")
 
 
 def _layers(path: str | Path | None) -> list[tuple[Path, DictConfig]]:

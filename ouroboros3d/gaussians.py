@@ -80,9 +80,7 @@ class Gaussians:
         )
 
 
-def save_ply(
-    path: str | Path, gaussians: Gaussians, compatible: bool = True, min_opacity: float = 0.005
-) -> None:
+def save_ply(path: str | Path, gaussians: Gaussians, compatible: bool = True, min_opacity: float = 0.005) -> None:
     """Writes one scene (B = 1) as a 3DGS .ply, atomically; Gaussians fainter than `min_opacity` are dropped.
 
     `compatible` stores what viewers expect, the values before activation: logit opacity, log scale and
@@ -112,9 +110,7 @@ def load_ply(path: str | Path, compatible: bool = True) -> Gaussians:
         vertex = PlyData.read(str(path))["vertex"]
         columns = [np.asarray(vertex[name], dtype=np.float32) for name in PLY_PROPERTIES]
     except (PlyParseError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a 3D Gaussian .ply with {', '.join(PLY_PROPERTIES)}: {error}"
-        ) from error
+        raise ValueError(f"{path} is not a 3D Gaussian .ply with {', '.join(PLY_PROPERTIES)}: {error}") from error
     rows = torch.from_numpy(np.stack(columns, axis=-1))
     means, rgb, opacity, scales, quats = rows.split([3, 3, 1, 3, 4], dim=-1)
     if compatible:

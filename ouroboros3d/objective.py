@@ -51,9 +51,7 @@ class OrbitBatch:
         def move(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device, non_blocking=True)
 
-        return OrbitBatch(
-            move(self.images), self.cameras.to(device), self.ids, move(self.alpha), move(self.depth)
-        )
+        return OrbitBatch(move(self.images), self.cameras.to(device), self.ids, move(self.alpha), move(self.depth))
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,9 @@ class Draws:
     feedback: Tensor  # [] uniform, one coin for the whole global batch: all processes take the same branch
 
     @classmethod
-    def draw(cls, seed: int, step: int, samples: list[int], views: int, image_size: int, latent: tuple[int, int]) -> Draws:
+    def draw(
+        cls, seed: int, step: int, samples: list[int], views: int, image_size: int, latent: tuple[int, int]
+    ) -> Draws:
         """From (seed, global sample index) and (seed, step) alone, so that neither the number of processes nor a
         resume changes them. `latent` is (channels, size)."""
         channels, size = latent
@@ -101,9 +101,7 @@ def _mix(seed: int, index: int) -> int:
 class Objective(nn.Module):
     """The losses of a batch. Only what is trained is a submodule, so that nothing frozen is saved or wrapped."""
 
-    def __init__(
-        self, unet: MultiViewUNet, svd: SVDParts, lgm: LGM, renderer: Renderer, config: Config
-    ) -> None:
+    def __init__(self, unet: MultiViewUNet, svd: SVDParts, lgm: LGM, renderer: Renderer, config: Config) -> None:
         super().__init__()
         trains_lgm = config.objective.reconstruction != "none"
         self.trained = nn.ModuleDict(
@@ -172,7 +170,9 @@ class Objective(nn.Module):
                 rendering = self.renderer(gaussians, batch.cameras, batch.images.shape[-1])
             keep["render_x1"] = rendering.rgb
         if config.reconstruction != "none":
-            losses |= self._reconstruction(batch, rendering if needs_3d else None, gaussians if needs_3d else None, keep)
+            losses |= self._reconstruction(
+                batch, rendering if needs_3d else None, gaussians if needs_3d else None, keep
+            )
         if again:
             maps = feedback_maps(rendering, batch.cameras, self.model.conventions.coordinates_map)
             keep["position_map"] = maps["ccm"]

@@ -156,12 +156,8 @@ class Sampler:
                 _require_finite(gaussians.to_tensor(), i, "Gaussians")
                 rendering = self.renderer(gaussians, cameras, size)
                 maps = feedback_maps(rendering, cameras, self.model.conventions.coordinates_map)
-            feedback = {
-                name: maps[name] if name in config.feedback else blank for name in self.unet.config.feedback
-            }
-            yield SamplerStep(
-                i, config.steps, sigma.item(), x, x0, decoded, gaussians, rendering, maps, v
-            )
+            feedback = {name: maps[name] if name in config.feedback else blank for name in self.unet.config.feedback}
+            yield SamplerStep(i, config.steps, sigma.item(), x, x0, decoded, gaussians, rendering, maps, v)
 
     def _receives(self, step: int) -> bool:
         """Whether a step is fed the maps of the step before it (the paper's feedback-schedule table)."""

@@ -119,9 +119,16 @@ class Trainer:
         if not self.parameters:
             raise ConfigError("objective: nothing is trained")
         optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, betas=tuple(config.betas), weight_decay=config.weight_decay
+            self.parameters,
+            lr=config.learning_rate,
+            betas=tuple(config.betas),
+            weight_decay=config.weight_decay,
         )
-        self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75) if config.ema_decay else None
+        self.ema = (
+            EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+            if config.ema_decay
+            else None
+        )
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer.optimizer, self._learning_rate_factor)
         self.accelerator.register_for_checkpointing(self.schedule)
@@ -232,7 +239,10 @@ class Trainer:
             self.ema.restore(self.parameters)
 
     def _log(self, values: dict[str, float], bar: tqdm) -> None:
-        values |= {"learning_rate": self.schedule.get_last_lr()[0], "seconds_per_step": self.seconds / self.step}
+        values |= {
+            "learning_rate": self.schedule.get_last_lr()[0],
+            "seconds_per_step": self.seconds / self.step,
+        }
         self._write_metrics("train", values)
         bar.set_postfix(loss=f"{values['total']:.4f}", refresh=False)
 

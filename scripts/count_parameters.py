@@ -23,7 +23,9 @@ def main(paths: list[str]) -> None:
         parts = {
             "diffusion U-Net": models.unet.unet,
             "feedback adapters": models.unet.cond_encoder,
-            "ray encoders": torch.nn.ModuleList([*models.unet.down_plucker, models.unet.mid_plucker, *models.unet.up_plucker]),
+            "ray encoders": torch.nn.ModuleList(
+                [*models.unet.down_plucker, models.unet.mid_plucker, *models.unet.up_plucker]
+            ),
             "reconstructor (LGM)": models.lgm,
             "VAE": models.svd.vae,
             "image encoder": models.svd.image_encoder,

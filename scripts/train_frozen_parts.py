@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ouroboros3d.build import build_dataset
-from ouroboros3d.checkpoint import write_state
+from ouroboros3d.checkpoint import fit_state, read_state, write_state
 from ouroboros3d.config import Config, ConfigError, load_config
 from ouroboros3d.data.orbits import DataError
 from ouroboros3d.metrics import psnr
@@ -130,6 +130,8 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(config.train.seed)
     if options.part == "vae":
         module = make_vae(config.model.vae)
+        if (start := config.model.pretrained.vae) is not None:
+            fit_state(module, read_state(start), start)
         objective, validate = VAEObjective(module), vae_validation(module, config)
     else:
         module = make_image_encoder(config.model.image_encoder)

@@ -96,8 +96,7 @@ def test_resume_repeats_the_uninterrupted_run(tmp_path):
     assert torch.equal(weights(whole), weights(second))
     assert all(torch.equal(a, b) for a, b in zip(whole.ema.shadow_params, second.ema.shadow_params, strict=True))
     losses = [
-        [row["total"] for row in map(json.loads, open(tmp_path / run / "metrics.jsonl"))]
-        for run in ("whole", "parts")
+        [row["total"] for row in map(json.loads, open(tmp_path / run / "metrics.jsonl"))] for run in ("whole", "parts")
     ]
     assert losses[0] == losses[1]
 

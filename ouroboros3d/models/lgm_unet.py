@@ -70,9 +70,7 @@ class Block(nn.Module):
 
     def __init__(self, widths: list[tuple[int, int]], attention: bool, config: LGMConfig) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(
-            ResnetBlock(i, o, config.groups, config.time_embed_dim) for i, o in widths
-        )
+        self.nets = nn.ModuleList(ResnetBlock(i, o, config.groups, config.time_embed_dim) for i, o in widths)
         self.attns = nn.ModuleList(
             CrossViewAttention(o, config.heads, config.groups, config.num_input_views) if attention else nn.Identity()
             for _, o in widths
@@ -108,7 +106,13 @@ class MidBlock(Block):
 
 class UpBlock(Block):
     def __init__(
-        self, in_channels: int, skip_channels: int, out_channels: int, attention: bool, up: bool, config: LGMConfig
+        self,
+        in_channels: int,
+        skip_channels: int,
+        out_channels: int,
+        attention: bool,
+        up: bool,
+        config: LGMConfig,
     ) -> None:
         layers = config.layers_per_block + 1
         ins = [in_channels, *[out_channels] * (layers - 1)]

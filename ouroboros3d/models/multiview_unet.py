@@ -14,6 +14,7 @@ from ouroboros3d.config import ConventionsConfig, MultiViewConfig, as_kwargs
 from ouroboros3d.geometry import embedded_rays
 from ouroboros3d.interfaces import Feedback
 from ouroboros3d.models.conditioning import RayEncoder, Residuals, feedback_encoder, sum_features
+from ouroboros3d.models.norms import set_norm_groups
 
 
 class MultiViewUNet(nn.Module):
@@ -26,6 +27,7 @@ class MultiViewUNet(nn.Module):
         super().__init__()
         self.config, self.conventions = config, conventions
         self.unet = UNetSpatioTemporalConditionModel(**as_kwargs(config.unet))
+        set_norm_groups(self.unet, config.norm_groups)
         widths = list(config.unet.block_out_channels)
         rays = 6 * (2 * config.ray_octaves + 1)
         self.cond_encoder = nn.ModuleList(
@@ -50,8 +52,7 @@ class MultiViewUNet(nn.Module):
             sizes.append((sizes[-1] + 1) // 2)  # what a stride-2 convolution with padding 1 leaves
         dtype = self.mid_plucker.embed[0].weight.dtype
         rays = {
-            s: embedded_rays(cameras, s, self.config.ray_octaves, self.conventions.rays).to(dtype)
-            for s in set(sizes)
+            s: embedded_rays(cameras, s, self.config.ray_octaves, self.conventions.rays).to(dtype) for s in set(sizes)
         }
         return Residuals(
             down=[encoder(rays[s]) for encoder, s in zip(self.down_plucker, sizes, strict=True)],

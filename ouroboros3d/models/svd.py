@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ouroboros3d.config import ImageEncoderConfig, VAEConfig, as_kwargs
+from ouroboros3d.models.norms import set_norm_groups
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -98,7 +99,11 @@ def time_ids(micro_conditions: Sequence[float], noise_augmentation: Tensor) -> T
 def make_vae(config: VAEConfig) -> AutoencoderKLTemporalDecoder:
     """A VAE of these dimensions with random weights."""
     levels = len(config.block_out_channels)
-    return AutoencoderKLTemporalDecoder(down_block_types=("DownEncoderBlock2D",) * levels, **as_kwargs(config))
+    kwargs = as_kwargs(config)
+    groups = kwargs.pop("norm_groups")
+    vae = AutoencoderKLTemporalDecoder(down_block_types=("DownEncoderBlock2D",) * levels, **kwargs)
+    set_norm_groups(vae, groups)
+    return vae
 
 
 def make_image_encoder(config: ImageEncoderConfig) -> CLIPVisionModelWithProjection:
