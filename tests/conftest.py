@@ -1,0 +1,137 @@
+"""Tiny random models that every test file can ask for. Seeded; one thread, so that sums have one order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from ouroboros3d.build import Models, build_models
+from ouroboros3d.cameras import Cameras, orbit
+from ouroboros3d.config import Config, config_from_dict
+
+CROSS, PLAIN = "CrossAttn{}BlockSpatioTemporal", "{}BlockSpatioTemporal"
+# Three levels of two layers: the smallest U-Net in which every kind of skip connection is there twice.
+SMALL = {
+    "model": {
+        "image_size": 32,
+        "multiview": {
+            "unet": {
+                "sample_size": 8,
+                "down_block_types": [*[CROSS.format("Down")] * 2, PLAIN.format("Down")],
+                "up_block_types": [PLAIN.format("Up"), *[CROSS.format("Up")] * 2],
+                "block_out_channels": [32, 64, 64],
+                "num_attention_heads": [2, 4, 4],
+                "layers_per_block": 2,
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 24,
+                "cross_attention_dim": 16,
+                "num_frames": 8,
+            },
+            "adapter": {"res_blocks": 2, "downscale": 4},
+            "ray_octaves": 2,
+        },
+        "vae": {"block_out_channels": [32, 32, 32], "layers_per_block": 1, "scaling_factor": 0.5},
+        "image_encoder": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+            "projection_dim": 16,
+        },
+        "lgm": {
+            "input_size": 16,
+            "splat_size": 8,
+            "down_channels": [32, 64, 32],
+            "down_attention": [False, True, True],
+            "up_channels": [32, 64],
+            "up_attention": [True, False],
+            "heads": 4,
+            "time_channels": 8,
+            "time_embed_dim": 16,
+        },
+    },
+    "sampler": {"steps": 3, "scheduler": {"sigma_max": 80.0}},
+    "objective": {"lpips_weight": 0.0},
+}
+TEXTBOOK = {
+    "temporal_context": "textbook",
+    "rays": "textbook",
+    "coordinates_map": "textbook",
+    "view_selection": "even",
+    "decode_chunk": 0,
+    "rotation": "textbook",
+    "renderer": "exact",
+    "time_id": "textbook",
+    "clip_training_image": "clean",
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., Config]:
+    """make_config({"sampler": {"steps": 5}}, textbook=True): the small config with changes."""
+
+    def make(changes: dict[str, Any] | None = None, textbook: bool = False) -> Config:
+        layers = [SMALL, {"model": {"conventions": TEXTBOOK}} if textbook else {}, changes or {}]
+        return config_from_dict(OmegaConf.to_container(OmegaConf.merge(*layers)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_models(make_config) -> Callable[..., Models]:
+    """make_models(config): every parameter random, also those that start at zero."""
+
+    def make(config: Config | None = None, seed: int = 0) -> Models:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            models = build_models((config or make_config()).model)
+        for module in (models.unet, models.lgm):
+            randomise_zeros(module, generator)
+        return models
+
+    return make
+
+
+def randomise_zeros(module: nn.Module, generator: torch.Generator) -> None:
+    """Replaces all-zero parameters, through which nothing would be seen."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            with torch.no_grad():
+                parameter.normal_(0, 0.1, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def make_cameras() -> Callable[..., Cameras]:
+    """make_cameras(batch): eight views a scene, each scene with an elevation and a lens of its own."""
+
+    def make(batch: int = 1, views: int = 8) -> Cameras:
+        azimuths = [360 * i / views for i in range(views)]
+        scenes = [orbit(azimuths, 10.0 * b, fov=39.598 + 5 * b) for b in range(batch)]
+        return Cameras(torch.cat([s.c2w for s in scenes]), torch.cat([s.K for s in scenes]))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def release(make_models) -> Models:
+    """Do not change."""
+    return make_models()
+
+
+@pytest.fixture(scope="module")
+def textbook(make_config, make_models) -> Models:
+    """The textbook variant of every quirk. Do not change."""
+    return make_models(make_config(textbook=True))
