@@ -32,9 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options, and in `overrides` the key=value arguments wherever they stand. Exits with status 2."""
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("--input_img", nargs="+", required=True, metavar="FILE", help="one or more pictures")
     add("--config", default=str(DEFAULT_CONFIG), help="YAML file (default: configs/small.yaml)")

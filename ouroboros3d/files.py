@@ -55,8 +55,10 @@ def staged(folder: str | Path) -> Iterator[Path]:
             if path.is_dir() and target.is_dir():  # which os.replace refuses unless it is empty
                 os.replace(target, stage / f".old-{path.name}")
             os.replace(path, target)
+    except OutputError as error:  # of a file here, which the user knows by where it was to go
+        raise OutputError(str(error).replace(str(stage), str(folder))) from error
     except OSError as error:
-        if error.errno is None:  # OutputError, or a library's own
+        if error.errno is None:  # not from the system: a library's own
             raise
         raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
     finally:
@@ -81,11 +83,7 @@ def check_writable_dir(path: str | Path) -> Path:
             probe.unlink(missing_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         in_the_way = next(part for part in (path, *path.parents) if os.path.lexists(part))
-        raise OutputError(
-            f"cannot write to {path}: {in_the_way} is no folder; choose another output folder"
-        ) from error
+        raise OutputError(f"cannot write to {path}: {in_the_way} is no folder; choose another output folder") from error
     except OSError as error:
-        raise OutputError(
-            f"cannot write to {path}: {error.strerror}; choose another output folder"
-        ) from error
+        raise OutputError(f"cannot write to {path}: {error.strerror}; choose another output folder") from error
     return path

@@ -12,6 +12,7 @@ The results of a picture appear together, when all of them are complete, or not 
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -99,9 +100,7 @@ def pick_device(name: str | None) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise DeviceError(f"--device {name}: must be cpu, cuda or cuda:<number>")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            f"--device {name}: this machine or this build of torch has no CUDA; use --device cpu"
-        )
+        raise DeviceError(f"--device {name}: this machine or this build of torch has no CUDA; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
     return device
@@ -153,15 +152,11 @@ def name_results(request: Request) -> dict[str, str]:
         results |= dict.fromkeys(own, path)
     for path in request.images:
         if (source := results.get(Path(path).resolve())) is not None:
-            raise OutputError(
-                f"{path}: the results of {source} would overwrite it; choose another output folder"
-            )
+            raise OutputError(f"{path}: the results of {source} would overwrite it; choose another output folder")
     return {Path(path).stem: path for path in request.images}
 
 
-def generate(
-    pipeline: Pipeline, name: str, picture: ConditionImage, folder: Path, save_steps: bool = False
-) -> None:
+def generate(pipeline: Pipeline, name: str, picture: ConditionImage, folder: Path, save_steps: bool = False) -> None:
     """Runs the loop on one picture, with a progress bar, and writes its results to `folder`."""
     config, clock = pipeline.config, pipeline.sampler.clock
     history: list[StepImages] = []
@@ -190,7 +185,9 @@ def _save_turntable(path: Path, pipeline: Pipeline, step: SamplerStep) -> None:
     c, renderer = pipeline.config.turntable, pipeline.sampler.renderer
     tilt = pipeline.config.cameras.elevation  # so that an object photographed from above stands upright
     frames = turntable(step.gaussians, renderer, c.size, c.step, c.radius, c.fov, tilt=tilt)
-    save_video(path, tqdm(frames, desc="turntable", unit="frame", leave=False, file=sys.stderr), c.fps)
+    total = math.ceil(360 / c.step)
+    bar = tqdm(frames, desc="turntable", total=total, unit="frame", leave=False, file=sys.stderr)
+    save_video(path, bar, c.fps)
 
 
 def _pictures(step: SamplerStep) -> dict[str, Tensor]:

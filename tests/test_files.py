@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from ouroboros3d.files import OutputError, atomic_path, check_writable_dir
+from ouroboros3d.files import OutputError, atomic_path, check_writable_dir, staged
 from ouroboros3d.gaussians import Gaussians, load_ply, save_ply
 
 
@@ -94,3 +94,32 @@ def test_check_writable_dir_refuses_a_full_disk(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="No space left on device"):
         check_writable_dir(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- results that belong together
+
+
+def test_staged_results_appear_together_and_replace_the_old(tmp_path):
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / "old").touch()
+    (tmp_path / "other").touch()
+    with staged(tmp_path) as stage:
+        (stage / "a").write_text("new")
+        (stage / "steps").mkdir()
+        (stage / "steps" / "new").touch()
+        assert not (tmp_path / "a").exists()
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["a", "other", "steps", "steps/new"]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_a_failed_stage_leaves_nothing(tmp_path, failure):
+    with pytest.raises(failure), staged(tmp_path) as stage:
+        (stage / "a").touch()
+        raise failure
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_a_staged_file_names_where_it_was_to_go(tmp_path):
+    with pytest.raises(OutputError) as caught, staged(tmp_path) as stage, atomic_path(stage / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(caught.value) == f"cannot write {tmp_path / 'a.txt'}: No space left on device"
