@@ -33,31 +33,37 @@ def render(
 ) -> Rendering:
     """All views of a batch of scenes, `size` x `size` pixels, differentiable in every Gaussian parameter.
 
+    A pixel is C = sum_i c_i alpha_i T_i + background T, T_i = prod_{j<i} (1 - alpha_j), over the Gaussians
+    front to back (Kerbl et al. 2023, eq. 3); the rules hold the numbers that complete this.
+
     Args:
         gaussians: B scenes of N Gaussians; N may be 0.
         cameras: B x V cameras on the same device; no gradient flows to them.
         background: r, g, b behind the Gaussians.
         backend: `auto` takes gsplat for tensors on CUDA and cpu otherwise. cpu and gsplat compute in float32
             whatever the input's dtype, dense in float64; the result has that dtype.
-        rules: which kernel's clamps and extents to follow, see `rules.py`. The gsplat backend only knows its own.
-        near, far: Gaussians with near < z < far in the camera are drawn (world units). The default near is the
-            release's, whose kernel has it built in and ignores the near plane of its projection.
+        rules: which kernel's clamps and extents to follow, see `rules.py`. gsplat only knows its own and
+            refuses `release`.
+        near, far: Gaussians with near < z < far in the camera are drawn (world units). The default near is
+            the release's, whose kernel has it built in and ignores the near plane of its projection.
 
     Returns:
         rgb composited on the background, not clamped; depth = sum alpha T z, not divided by alpha; alpha.
 
     Raises:
-        ValueError: shapes that disagree, unknown names, Gaussians that are not finite (checked on CPU tensors).
+        ValueError: shapes that disagree, unknown names, a backend that cannot render these tensors or
+            rules, Gaussians that are not finite (checked on the CPU only; on CUDA it would wait for the
+            device).
         ImportError: gsplat is asked for and cannot be imported.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if rules not in RULES:
         raise ValueError(f"rules must be one of {', '.join(RULES)}, got {rules!r}")
+    check_inputs(gaussians, cameras, size, near, far)
     device = gaussians.means.device
     if backend == "auto":
         backend = "gsplat" if device.type == "cuda" else "cpu"
-    check_inputs(gaussians, cameras, size, near, far)
     cameras = Cameras(cameras.c2w.detach(), cameras.K.detach())
     background = torch.as_tensor(background, dtype=torch.float32, device=device).detach()
     if background.shape != (3,):
@@ -74,7 +80,7 @@ def render(
     else:
         from ouroboros3d.rendering.dense import rasterize
     with torch.autocast(device.type, enabled=False):  # half precision would move the Gaussians by pixels
-        return rasterize(gaussians, cameras, size, background, RULES[rules], near, far)
+        return rasterize(gaussians, cameras, size, background, RULES[rules], float(near), float(far))
 
 
 def check_inputs(gaussians: Gaussians, cameras: Cameras, size: int, near: float, far: float) -> None:
@@ -87,8 +93,10 @@ def check_inputs(gaussians: Gaussians, cameras: Cameras, size: int, near: float,
         value = getattr(gaussians, name)
         if value.shape != (batch, count, *last):
             raise ValueError(f"Gaussians.{name} must be {(batch, count, *last)}, got {tuple(value.shape)}")
-        if value.device.type == "cpu" and not torch.isfinite(value).all():  # on CUDA this would wait for the device
+        if value.device.type == "cpu" and not torch.isfinite(value).all():
             raise ValueError(f"Gaussians.{name} has values that are not finite")
+    if batch == 0 or cameras.num_views == 0:
+        raise ValueError(f"nothing to render: {batch} scenes, {cameras.num_views} views")
     if cameras.batch_size != batch:
         raise ValueError(f"{batch} scenes of Gaussians but cameras for {cameras.batch_size}")
     if cameras.c2w.device != gaussians.means.device or cameras.K.device != gaussians.means.device:

@@ -1,14 +1,17 @@
 """The CPU renderer: numba kernels (kernels.py) as one differentiable torch function.
 
-It uses as many threads as torch does (`torch.set_num_threads`, OMP_NUM_THREADS) up to the number of cores, and gives
-the same bits every time. Two thread pools share the cores; OMP_WAIT_POLICY=PASSIVE keeps the idle one from spinning.
-The kernels compile at the first call (about half a minute) and come from numba's cache after that.
+It uses as many threads as torch does (`torch.set_num_threads`, OMP_NUM_THREADS), up to the number of cores,
+and gives the same bits every time, whatever their number. On cores shared with other processes set
+OMP_WAIT_POLICY=PASSIVE before Python starts: by default OpenMP's threads, torch's too, spin while they wait.
+The kernels compile at the first call (some 15 seconds) and come from numba's cache after that.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numba
 import numpy as np
@@ -23,30 +26,36 @@ from ouroboros3d.rendering import kernels
 from ouroboros3d.rendering.rules import Rules
 
 _lock = threading.Lock()  # one of numba's threading layers cannot be entered by two threads at once
-_owner: int | None = None  # the process in which numba's threads live
+_owner: int | None = None  # the process in which numba's threads were started
 
 
-class _threads:
-    """Holds numba's threads, as many as torch's."""
-
-    def __enter__(self) -> None:
-        global _owner
-        _lock.acquire()
-        if _owner not in (None, os.getpid()):
-            _lock.release()
+@contextmanager
+def numba_threads() -> Iterator[None]:
+    """Holds numba's threads, as many as torch's. RuntimeError in a fork of the process they live in."""
+    global _owner
+    with _lock:
+        if _owner is None:
+            threads = torch.get_num_threads()
+            numba.set_num_threads(1)  # starts them, and torch's number becomes numba's: both use one OpenMP
+            torch.set_num_threads(threads)
+            _owner = os.getpid()
+        if _owner != os.getpid():
             raise RuntimeError(
-                "the CPU renderer was used before this process was forked, and its threads do not survive that; "
-                "start workers with the 'spawn' method, or render in the main process"
+                "the CPU renderer was used before this process was forked, and its threads do not survive "
+                "that: start workers with the 'spawn' method, or render in the main process"
             )
-        _owner = os.getpid()
         numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-
-    def __exit__(self, *exception) -> None:
-        _lock.release()
+        yield
 
 
 def rasterize(
-    gaussians: Gaussians, cameras: Cameras, size: int, background: Tensor, rules: Rules, near: float, far: float
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: int,
+    background: Tensor,
+    rules: Rules,
+    near: float,
+    far: float,
 ) -> Rendering:
     """See `rendering.render`; float32 whatever the input."""
     gaussians = gaussians.to(torch.float32)
@@ -82,7 +91,7 @@ class Rasterize(torch.autograd.Function):
         image = np.empty((total_views, 3, size, size), np.float32)
         depth, alpha, transmittance = np.empty((3, total_views, size, size), np.float32)
         last = np.empty((total_views, size, size), np.int32)
-        with _threads():
+        with numba_threads():
             kernels.project(*inputs, cameras, views, size, rules, near, far, splats)
             kernels.sort_and_count(splats, tiles, order, drawn, ranges, counts)
             ends = np.cumsum(counts).reshape(counts.shape)
@@ -107,7 +116,7 @@ class Rasterize(torch.autograd.Function):
         splats, lists, starts, ends, transmittance, last = ctx.tiling
         pairs = np.empty((len(lists), kernels.PAIR_NUMBERS), np.float32)
         gradients = [np.empty(x.shape, np.float32) for x in (means, covariances, opacities, means)]
-        with _threads():
+        with numba_threads():
             kernels.blend_backward(
                 *(splats, lists, starts, ends, size, background, rules, transmittance, last),
                 *(d_rgb, d_depth, d_alpha, pairs),

@@ -29,13 +29,13 @@ class Splats:
 
 
 def project(gaussians: Gaussians, cameras: Cameras, size: int, rules: Rules, near: float, far: float) -> Splats:
-    """EWA splatting's affine approximation (Zwicker et al. 2001 eq. 29; 3DGS eq. 5): Sigma' = J W Sigma W^T J^T."""
+    """EWA splatting's affine approximation: Sigma' = J W Sigma W^T J^T (Kerbl et al. 2023, eq. 5)."""
     w2c, K = cameras.w2c, cameras.K
     rotation = w2c[..., None, :3, :3]  # [B, V, 1, 3, 3]
     x, y, z = ((rotation @ gaussians.means[:, None, ..., None])[..., 0] + w2c[..., None, :3, 3]).unbind(-1)
     visible = (z > near) & (z < far)
     z = torch.where(visible, z, torch.ones_like(z))
-    fx, fy, cx, cy = (K[..., i, j, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))  # image widths, [B, V, 1]
+    fx, fy, cx, cy = (K[..., i, j, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))  # [B, V, 1] widths
     means = size * torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
 
     margin = rules.clamp_margin
@@ -79,7 +79,7 @@ def tile_boxes(splats: Splats, opacities: Tensor, size: int, rules: Rules) -> Te
 
 
 def blend(pixels: Tensor, mean: Tensor, cov: Tensor, box: Tensor, opacity: Tensor, rules: Rules) -> Tensor:
-    """[P, N] weights alpha_i T_i (3DGS eq. 3) of depth-sorted Gaussians at `pixels` [P, 2] (centres)."""
+    """[P, N] weights alpha_i T_i of depth-sorted Gaussians at `pixels` [P, 2] (centres)."""
     xx, xy, yy = cov.unbind(-1)
     det = xx * yy - xy * xy
     dx, dy = (pixels[:, None] - mean).unbind(-1)
@@ -94,7 +94,13 @@ def blend(pixels: Tensor, mean: Tensor, cov: Tensor, box: Tensor, opacity: Tenso
 
 
 def rasterize(
-    gaussians: Gaussians, cameras: Cameras, size: int, background: Tensor, rules: Rules, near: float, far: float
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: int,
+    background: Tensor,
+    rules: Rules,
+    near: float,
+    far: float,
 ) -> Rendering:
     """See `rendering.render`; float64 whatever the input."""
     gaussians, cameras, background = (x.to(torch.float64) for x in (gaussians, cameras, background))

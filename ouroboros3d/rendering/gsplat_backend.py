@@ -1,8 +1,9 @@
 """The CUDA renderer: gsplat (Ye et al. 2024), all views of all scenes in one call.
 
-Written against gsplat 1.5.3's signature of `rasterization`, whose shapes are [..., N, 3] for Gaussians and
-[..., C, 4, 4] for cameras, with `...` our B. gsplat normalises quaternions and our Gaussians may rely on that not
-happening, hence `covars=`, which makes it ignore `quats` and `scales`.
+Written against gsplat 1.5.3 and checked against its Python side; its kernels have not been run here. The
+shapes are [..., N, 3] for Gaussians and [..., C, 4, 4] for cameras, with our B for `...`. gsplat normalises
+quaternions, which our Gaussians may rely on not to happen: hence `covars=`, which makes it ignore `quats` and
+`scales`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ FAR = 1e10  # gsplat's own default; it compiles with fast math, where infinities
 
 
 def rasterize(
-    gaussians: Gaussians, cameras: Cameras, size: int, background: Tensor, rules: Rules, near: float, far: float
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: int,
+    background: Tensor,
+    rules: Rules,
+    near: float,
+    far: float,
 ) -> Rendering:
     """See `rendering.render`; float32 whatever the input.
 
-    Follows `RULES["gsplat"]` whatever `rules` says: its clamp and extents are compiled in. `exact` accepts that
-    (differences stay below 1/255 of a Gaussian's contribution, or come from alpha > 0.99); `release` is refused.
+    It follows RULES["gsplat"], which is compiled in. That also serves for `exact`: they differ where an alpha
+    exceeds 0.99. `release` cuts visibly more and is refused.
     """
     if rules == RULES["release"]:
         raise ValueError("gsplat cannot follow the release's extents; use rules='gsplat' or backend='cpu'")
@@ -32,8 +39,8 @@ def rasterize(
         from gsplat import rasterization
     except ImportError as error:
         raise ImportError(
-            "rendering on CUDA needs gsplat: pip install gsplat==1.5.3 (it compiles its kernels at the first use "
-            "and wants nvcc, see CUDA_HOME); or move the Gaussians to the CPU and use backend='cpu'"
+            "rendering on CUDA needs gsplat: pip install gsplat==1.5.3 (it compiles its kernels at the first "
+            "use, with the nvcc of CUDA_HOME). Without it, move Gaussians and cameras to the CPU"
         ) from error
 
     if gaussians.means.shape[1] == 0:  # gsplat fails on empty buffers; one of opacity 0 leaves no trace
@@ -47,7 +54,6 @@ def rasterize(
             quats=None,
             scales=None,
             opacities=gaussians.opacities.contiguous(),
-            # one set of colours per view is not needed: without spherical harmonics they are [B, N, 3]
             colors=gaussians.rgb.contiguous(),
             viewmats=cameras.w2c.contiguous(),
             Ks=K.contiguous(),

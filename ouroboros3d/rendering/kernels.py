@@ -9,7 +9,7 @@ The stages of one call, for S = B x V views of N Gaussians each:
     blend_backward    per (view, tile): back to front, the gradient of each (splat, tile) pair
     project_backward  per Gaussian: sums its pairs over tiles and views, then the chain rule of `project`
 
-Every parallel loop writes to places of its own and sums in a fixed order: no atomics, and equal results every time.
+Every parallel loop writes to places of its own and sums in a fixed order: no atomics, no run differs.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ PIXELS = TILE * TILE
 CHUNK = 512  # Gaussians per task of `project`
 
 # A Gaussian seen from one view, lengths in pixels. Its alpha at offset d = mean - pixel centre is
-# exp(log_opacity + xx dx^2 + xy dx dy + yy dy^2): the opacity is folded into the exponent, so that the test
-# alpha >= 1/255 is one comparison before the exponential.
+# exp(log_opacity + xx dx^2 + xy dx dy + yy dy^2): with the opacity in the exponent, the test alpha >= 1/255
+# is one comparison before the exponential.
 SPLAT = np.dtype(
     [(name, np.float32) for name in ("x", "y", "xx", "xy", "yy", "log_opacity", "r", "g", "b", "depth")]
-    + [(name, np.int32) for name in ("x0", "x1", "y0", "y1")]  # box: x0 <= x < x1, y0 <= y < y1; empty: not drawn
-    + [("first_pair", np.int64)]  # the number of its pair with the first tile its box meets; the others follow
+    + [(name, np.int32) for name in ("x0", "x1", "y0", "y1")]  # its box, x0 <= x < x1; empty if not drawn
+    + [("first_pair", np.int64)]  # the number of its pair with the first tile it meets; the others follow
 )
 
 # A view: world-to-camera rotation (row by row) and translation, focal lengths and principal point in pixels.
@@ -62,21 +62,20 @@ f32 = np.float32
 ZERO, HALF, ONE = f32(0), f32(0.5), f32(1)
 NEVER = f32(3e7)  # a list position no splat has; float32 holds list positions exactly up to 2^24
 
-
 OPTIONS = dict(error_model="numpy", fastmath={"contract", "nsz", "arcp", "afn"})
 
-# numba's cache notices changes of the compiled function's own file only. A folder named after the sources catches
-# those of simd.py too.
+# numba's cache notices changes of the compiled function's own file only. A folder named after the sources
+# catches those of simd.py too.
 SOURCES = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("kernels.py", "simd.py"))
-CACHE = Path(__file__).parent / "__pycache__" / f"kernels-{hashlib.sha256(SOURCES).hexdigest()[:12]}"
+CACHE = f"kernels-{hashlib.sha256(SOURCES).hexdigest()[:12]}"
 
 
 def kernel(function):
-    """A compiled function with parallel loops (prange), cached on disk: in CACHE or, if that cannot be written to,
-    where numba likes, or not at all."""
+    """A compiled function with parallel loops (prange), cached on disk: in NUMBA_CACHE_DIR, or else beside
+    this file, or else where numba can write, or not at all."""
     users_choice = numba.config.CACHE_DIR
     try:
-        numba.config.CACHE_DIR = users_choice or str(CACHE)
+        numba.config.CACHE_DIR = str(Path(users_choice or Path(__file__).with_name("__pycache__")) / CACHE)
         return numba.njit(parallel=True, cache=True, **OPTIONS)(function)
     except RuntimeError:  # neither the checkout nor the home folder is writable
         return numba.njit(parallel=True, **OPTIONS)(function)
@@ -87,7 +86,7 @@ def kernel(function):
 helper = numba.njit(**OPTIONS)  # compiled into the kernels that call it
 
 
-# ---------------------------------------------------------------------------------------------------- projection
+# ------------------------------------------------------------------------------------------------ projection
 
 
 @helper
@@ -121,7 +120,7 @@ def to_camera(mean, camera):
 
 @helper
 def clamped_slopes(x, y, z, camera, size, margin):
-    """x / z and y / z where the Jacobian is taken: not further than `margin` image widths outside the image."""
+    """x / z and y / z where the Jacobian is taken: at most `margin` image widths outside the image."""
     fx, fy, cx, cy = camera[12], camera[13], camera[14], camera[15]
     border = margin * size
     u = clamp(x / z, -(cx + border) / fx, (size - cx + border) / fx)
@@ -131,47 +130,44 @@ def clamped_slopes(x, y, z, camera, size, margin):
 
 @helper
 def jacobian_rows(u, v, z, camera):
-    """The two rows a, b of J W (3DGS eq. 5): how the pixel position moves with the world position."""
+    """The rows a, b of J W (Kerbl et al. 2023, eq. 5): how the pixel position moves with the world's."""
     fx, fy = camera[12] / z, camera[13] / z
-    a = (fx * (camera[0] - u * camera[6]), fx * (camera[1] - u * camera[7]), fx * (camera[2] - u * camera[8]))
-    b = (fy * (camera[3] - v * camera[6]), fy * (camera[4] - v * camera[7]), fy * (camera[5] - v * camera[8]))
+    c0, c1, c2 = camera[6], camera[7], camera[8]
+    a = (fx * (camera[0] - u * c0), fx * (camera[1] - u * c1), fx * (camera[2] - u * c2))
+    b = (fy * (camera[3] - v * c0), fy * (camera[4] - v * c1), fy * (camera[5] - v * c2))
     return a, b
 
 
 @helper
-def tiles_to_pixels(low, high, tile, size):
-    """Pixels [low * tile, high * tile) within the image; low and high are whole numbers as floats."""
-    return int(clamp(low * tile, 0.0, size)), int(clamp(high * tile, 0.0, size))
+def to_pixel(x, size):
+    """A whole number, however large, to a pixel border of the image."""
+    return int(clamp(x, 0.0, size))
 
 
 @helper
 def extent(x, y, xx, xy, yy, opacity, size, rules):
-    """The box of pixels that the rules let a splat touch and where its alpha can reach min_alpha."""
+    """The pixels that the rules let a splat touch and where alpha can reach min_alpha: x0, x1, y0, y1."""
     sigmas = math.sqrt(2 * math.log(opacity / rules.min_alpha))
     reach_x, reach_y = sigmas * math.sqrt(xx), sigmas * math.sqrt(yy)
-    x0 = int(clamp(math.ceil(x - reach_x - 0.5), 0.0, size))
-    x1 = int(clamp(math.floor(x + reach_x + 0.5), 0.0, size))
-    y0 = int(clamp(math.ceil(y - reach_y - 0.5), 0.0, size))
-    y1 = int(clamp(math.floor(y + reach_y + 0.5), 0.0, size))
-    tile = float(rules.tile)
+    x0, x1 = to_pixel(np.ceil(x - reach_x - 0.5), size), to_pixel(np.floor(x + reach_x + 0.5), size)
+    y0, y1 = to_pixel(np.ceil(y - reach_y - 0.5), size), to_pixel(np.floor(y + reach_y + 0.5), size)
+    tile, last = float(rules.tile), float(rules.tile - 1)
     if rules.square_sigmas > 0:
         middle = 0.5 * (xx + yy)
         longer = middle + math.sqrt(max(0.1, middle * middle - (xx * yy - xy * xy)))
-        radius = math.ceil(rules.square_sigmas * math.sqrt(longer))
-        # this kernel's pixel centres are integers, hence -0.5; its right border is ceil for integers
-        left, right = tiles_to_pixels(
-            math.floor((x - 0.5 - radius) / tile), math.floor((x - 0.5 + radius + tile - 1) / tile), tile, size
-        )
-        top, bottom = tiles_to_pixels(
-            math.floor((y - 0.5 - radius) / tile), math.floor((y - 0.5 + radius + tile - 1) / tile), tile, size
-        )
-        x0, x1, y0, y1 = max(x0, left), min(x1, right), max(y0, top), min(y1, bottom)
+        radius = np.ceil(rules.square_sigmas * math.sqrt(longer))
+        px, py = x - 0.5, y - 0.5  # that kernel's pixel centres are integers
+        left, right = np.floor((px - radius) / tile), np.floor((px + radius + last) / tile)
+        top, bottom = np.floor((py - radius) / tile), np.floor((py + radius + last) / tile)
     elif rules.axis_sigmas > 0:
         sigmas = min(rules.axis_sigmas, sigmas)
-        reach_x, reach_y = math.ceil(sigmas * math.sqrt(xx)), math.ceil(sigmas * math.sqrt(yy))
-        left, right = tiles_to_pixels(math.floor((x - reach_x) / tile), math.ceil((x + reach_x) / tile), tile, size)
-        top, bottom = tiles_to_pixels(math.floor((y - reach_y) / tile), math.ceil((y + reach_y) / tile), tile, size)
-        x0, x1, y0, y1 = max(x0, left), min(x1, right), max(y0, top), min(y1, bottom)
+        reach_x, reach_y = np.ceil(sigmas * math.sqrt(xx)), np.ceil(sigmas * math.sqrt(yy))
+        left, right = np.floor((x - reach_x) / tile), np.ceil((x + reach_x) / tile)
+        top, bottom = np.floor((y - reach_y) / tile), np.ceil((y + reach_y) / tile)
+    else:
+        return x0, x1, y0, y1
+    x0, x1 = max(x0, to_pixel(left * tile, size)), min(x1, to_pixel(right * tile, size))
+    y0, y1 = max(y0, to_pixel(top * tile, size)), min(y1, to_pixel(bottom * tile, size))
     return x0, x1, y0, y1
 
 
@@ -216,7 +212,7 @@ def project_backward(
     means, covariances, opacities, cameras, views, size, rules, splats, pairs,
     d_means, d_covariances, d_opacities, d_rgb,
 ):  # fmt: skip
-    """The gradients of the pairs [P, 10] to those of the Gaussians: d_* in the shapes of `project`'s inputs."""
+    """From the gradients of the pairs [P, 10] to those of `project`'s inputs, d_* in their shapes."""
     batch, count = opacities.shape
     chunks = (count + CHUNK - 1) // CHUNK
     for job in prange(batch * chunks):
@@ -289,7 +285,7 @@ def project_backward(
             d_cov[1, 2] = d_cov[2, 1] = c12
 
 
-# --------------------------------------------------------------------------------------------- sorting and tiling
+# ----------------------------------------------------------------------------------------- sorting and tiling
 
 
 @helper
@@ -300,7 +296,7 @@ def tile_range(splat):
 
 @helper
 def sort_by_depth(keys, order):
-    """Sorts `order` by `keys`, the bits of positive floats, which order like the floats: a stable radix sort."""
+    """Stable radix sort of `order` by `keys`, the bits of positive floats, which order like the floats."""
     other_keys, other_order = np.empty_like(keys), np.empty_like(order)
     for shift in (0, 8, 16, 24):  # after an even number of passes the result is back in `order`
         position = np.zeros(257, np.int64)
@@ -318,8 +314,8 @@ def sort_by_depth(keys, order):
 
 @kernel
 def sort_and_count(splats, tiles, order, drawn, ranges, counts):
-    """drawn [S]: how many splats are drawn; order [S, N]: which, front to back; ranges [S, N, 4]: their tiles;
-    counts [S, tiles^2]: splats per tile."""
+    """drawn [S]: how many splats are drawn; order [S, N]: which, front to back; ranges [S, N, 4]: their
+    tiles; counts [S, tiles^2]: splats per tile."""
     for view in prange(len(splats)):
         keys = np.empty(splats.shape[1], np.uint32)
         n = 0
@@ -327,7 +323,8 @@ def sort_and_count(splats, tiles, order, drawn, ranges, counts):
             tx0, tx1, ty0, ty1 = tile_range(splats[view, i])
             if tx0 == tx1:
                 continue
-            ranges[view, i, 0], ranges[view, i, 1], ranges[view, i, 2], ranges[view, i, 3] = tx0, tx1, ty0, ty1
+            ranges[view, i, 0], ranges[view, i, 1] = tx0, tx1
+            ranges[view, i, 2], ranges[view, i, 3] = ty0, ty1
             keys[n] = f32(splats[view, i].depth).view(np.uint32)
             order[view, n] = i
             n += 1
@@ -340,8 +337,8 @@ def sort_and_count(splats, tiles, order, drawn, ranges, counts):
 
 @kernel
 def fill_tiles(splats, tiles, order, drawn, ranges, starts, lists):
-    """The tiles' lists of splats, front to back, one after another from starts[view, tile]; and numbers the (splat,
-    tile) pairs, those of a splat in a row, so that `project_backward` reads them in a row."""
+    """The tiles' lists of splats, front to back, one after another from starts[view, tile]; and numbers the
+    (splat, tile) pairs, those of a splat in a row, so that `project_backward` reads them in a row."""
     for view in prange(len(splats)):
         cursor = starts[view].copy()
         pair = cursor[0]
@@ -357,9 +354,9 @@ def fill_tiles(splats, tiles, order, drawn, ranges, starts, lists):
                     cursor[tile] += 1
 
 
-# ------------------------------------------------------------------------------------------------------- blending
-# A tile's state is a flat array of planes of PIXELS floats, a plane being its blocks one after another, column by
-# column of blocks; a block is LANES pixels.
+# --------------------------------------------------------------------------------------------------- blending
+# A tile's state is a flat array of planes of PIXELS floats, a plane being its blocks one after another,
+# column by column of blocks; a block is LANES pixels.
 
 BLOCK_ROWS = TILE // BLOCK_HEIGHT
 
@@ -388,8 +385,8 @@ T, T_FINAL, LAST, RED, GREEN, BLUE, DEPTH = (PIXELS * i for i in range(7))
 
 @kernel
 def blend_forward(splats, lists, starts, ends, size, background, rules, rgb, depths, alphas, transmittance, last):
-    """rgb [S, 3, H, W] on the background, depths and alphas [S, H, W]; and for the way back, [S, H, W], the final
-    transmittance and the position in the tile's list of the last splat blended, -1 if none."""
+    """rgb [S, 3, H, W] on the background, depths and alphas [S, H, W]; and for the way back, [S, H, W], the
+    final transmittance and the position in the tile's list of the last splat blended, -1 if none."""
     views, tile_count = starts.shape
     tiles = (size + TILE - 1) // TILE
     min_power, max_alpha = f32(math.log(rules.min_alpha)), f32(rules.max_alpha)
@@ -408,6 +405,7 @@ def blend_forward(splats, lists, starts, ends, size, background, rules, rgb, dep
             splat = splats[view, lists[k]]
             bx0, bx1, by0, by1 = block_range(splat, left, top)
             r, g, b, depth = lanes(splat.r), lanes(splat.g), lanes(splat.b), lanes(splat.depth)
+            previous = lanes(f32(k - start - 1))
             for bx in range(bx0, bx1):
                 dx = lanes(splat.x - f32(left + BLOCK_WIDTH * bx) - HALF) - lane_x()
                 power_x, slope = dx * dx * splat.xx + splat.log_opacity, dx * splat.xy
@@ -424,8 +422,9 @@ def blend_forward(splats, lists, starts, ends, size, background, rules, rgb, dep
                         done = (after < lanes(min_transmittance)) & (before > lanes(ZERO))
                         if any_lane(done):
                             store(state, T_FINAL + u, select(done, before, load(state, T_FINAL + u)))
-                            store(state, LAST + u, select(done, lanes(f32(k - start - 1)), load(state, LAST + u)))
-                            weight, after = select(done, lanes(ZERO), weight), select(done, lanes(ZERO), after)
+                            store(state, LAST + u, select(done, previous, load(state, LAST + u)))
+                            weight = select(done, lanes(ZERO), weight)
+                            after = select(done, lanes(ZERO), after)
                         store(state, T + u, after)
                         store(state, RED + u, load(state, RED + u) + weight * r)
                         store(state, GREEN + u, load(state, GREEN + u) + weight * g)
@@ -457,19 +456,20 @@ def pair_number(splat, tile, tiles):
     return splat.first_pair + (tile // tiles - ty0) * (tx1 - tx0) + (tile % tiles - tx0)
 
 
-# planes of blend_backward: gradients of the image, what lies behind the splat, and the above
+# planes of blend_backward: the image's gradients, the sum R of what lies behind the splat, and the above
 G_RED, G_GREEN, G_BLUE, G_DEPTH, G_ALPHA, BEHIND, T_NOW, LAST_NOW = (PIXELS * i for i in range(8))
 
 
 @kernel
 def blend_backward(
-    splats, lists, starts, ends, size, background, rules, transmittance, last, d_rgb, d_depths, d_alphas, pairs
+    splats, lists, starts, ends, size, background, rules, transmittance, last, d_rgb, d_depths, d_alphas,
+    pairs
 ):  # fmt: skip
     """The gradient of every (splat, tile) pair, pairs [P, 10].
 
-    A pixel's loss gradient makes the scalar s_i = dL/drgb . rgb_i + dL/ddepth z_i + dL/dalpha of each splat, and
-    dL/dalpha_i = T_i s_i - R_i / (1 - alpha_i) with R_i = sum over the splats j behind of alpha_j T_j s_j. Walking
-    back to front, T_i follows from the final transmittance by division and R_i is a running sum.
+    A pixel's loss gradient makes the scalar s_i = dL/drgb . rgb_i + dL/ddepth z_i + dL/dalpha of each splat,
+    and dL/dalpha_i = T_i s_i - R_i / (1 - alpha_i), R_i being the sum of alpha_j T_j s_j over the splats j
+    behind. Walking back to front, T_i follows from the final transmittance by division, R_i is a running sum.
     """
     views, tile_count = starts.shape
     tiles = (size + TILE - 1) // TILE
@@ -483,11 +483,13 @@ def blend_backward(
         for y in range(min(TILE, size - top)):
             for x in range(min(TILE, size - left)):
                 u = pixel_index(x, y)
-                r, g, b = d_rgb[view, 0, top + y, left + x], d_rgb[view, 1, top + y, left + x], d_rgb[view, 2, top + y, left + x]
+                r = d_rgb[view, 0, top + y, left + x]
+                g = d_rgb[view, 1, top + y, left + x]
+                b = d_rgb[view, 2, top + y, left + x]
                 state[G_RED + u], state[G_GREEN + u], state[G_BLUE + u] = r, g, b
                 state[G_DEPTH + u] = d_depths[view, top + y, left + x]
-                covered = r * background[0] + g * background[1] + b * background[2]
-                state[G_ALPHA + u] = d_alphas[view, top + y, left + x] - covered
+                hidden = r * background[0] + g * background[1] + b * background[2]
+                state[G_ALPHA + u] = d_alphas[view, top + y, left + x] - hidden
                 state[T_NOW + u] = transmittance[view, top + y, left + x]
                 state[LAST_NOW + u] = f32(last[view, top + y, left + x])
                 deepest = max(deepest, last[view, top + y, left + x])
@@ -517,8 +519,8 @@ def blend_backward(
                         before = load(state, T_NOW + u) * inverse
                         store(state, T_NOW + u, before)
                         weight = alpha * before
-                        g_r, g_g, g_b = load(state, G_RED + u), load(state, G_GREEN + u), load(state, G_BLUE + u)
-                        g_depth = load(state, G_DEPTH + u)
+                        g_r, g_g = load(state, G_RED + u), load(state, G_GREEN + u)
+                        g_b, g_depth = load(state, G_BLUE + u), load(state, G_DEPTH + u)
                         s = g_r * r + g_g * g + (g_b * b + (g_depth * depth + load(state, G_ALPHA + u)))
                         behind = load(state, BEHIND + u)
                         store(state, BEHIND + u, behind + weight * s)

@@ -1,15 +1,16 @@
 """Vectors of `LANES` floats as a numba type, for kernels that handle a block of pixels at once.
 
-numba vectorises simple loops by itself, but not loops with early exits and masks like those of splatting; written
-with these types they run about ten times faster. A vector is an LLVM `<LANES x float>`, which LLVM maps to whatever
-the processor has (AVX-512, two AVX registers, NEON), so nothing here is specific to one machine.
+numba vectorises simple loops by itself, but not loops with early exits and masks like those of splatting;
+with these types they run some ten times faster. A vector is an LLVM `<LANES x float>`, which LLVM maps to
+whatever registers the processor has, so nothing here is for one machine only.
 
-In a compiled function: `lanes(x)` copies a float32 to every lane; `+ - * /` work lane by lane, float32 operands
-are spread; `< <= > >=` give masks, `&` combines them; the functions below do the rest.
+In a compiled function, `lanes(x)` puts a float32 into every lane; `+ - * /` work lane by lane, and a float32
+operand is spread; `< <= > >=` give masks and `&` combines them; the functions below do the rest.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 
 from llvmlite import ir
@@ -18,7 +19,8 @@ from numba.core import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 
-# The pixels of a block: lane i is pixel (i % BLOCK_WIDTH, i // BLOCK_WIDTH). As many as keep the registers full.
+# The pixels of a block: lane i is pixel (i % BLOCK_WIDTH, i // BLOCK_WIDTH). As many as keep the registers
+# full.
 BLOCK_WIDTH = 4
 BLOCK_HEIGHT = 4 if get_host_cpu_features().get("avx512f") else 2
 LANES = BLOCK_WIDTH * BLOCK_HEIGHT
@@ -26,6 +28,7 @@ LANES = BLOCK_WIDTH * BLOCK_HEIGHT
 FLOAT, INT = ir.FloatType(), ir.IntType(32)
 FLOATS, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
 BITS = ir.VectorType(ir.IntType(1), LANES)
+EXP2 = (0.0013333558, 0.009618129, 0.05550357, 0.2402264923, 0.6931471806, 1.0)  # 2^r, highest power first
 FAST = ("contract", "reassoc", "nsz", "arcp", "afn")  # fast, but NaN and infinity keep their meaning
 
 
@@ -161,8 +164,8 @@ def lane_sum(typing, x):
     def emit(context, builder, sig, args):
         total, step = args[0], LANES // 2
         while step:
-            turned = builder.shuffle_vector(total, total, ir.Constant(INTS, [(i + step) % LANES for i in range(LANES)]))
-            total = builder.fadd(total, turned, flags=FAST)
+            rotation = ir.Constant(INTS, [(i + step) % LANES for i in range(LANES)])
+            total = builder.fadd(total, builder.shuffle_vector(total, total, rotation), flags=FAST)
             step //= 2
         return builder.extract_element(total, ir.Constant(INT, 0))
 
@@ -199,19 +202,20 @@ def store(typing, array, index, value):
 
 @intrinsic
 def exp(typing, x):
-    """e^x for x <= 0, to about 2e-7 relative: 2^n times a polynomial in the rest |r| <= 1/2. Below -83 it is ~0."""
+    """e^x for x <= 0 to about 2e-7 relative: 2^n p(r), x = (n + r) ln 2, |r| <= 1/2. Under -83 it is nearly
+    0."""
 
     def emit(context, builder, sig, args):
-        z = builder.fmul(args[0], _constant([1.4426950408889634] * LANES), flags=FAST)
+        z = builder.fmul(args[0], _constant([1 / math.log(2)] * LANES), flags=FAST)
         lowest = _constant([-120.0] * LANES)  # keeps 2^n a normal number
         z = builder.select(builder.fcmp_ordered(">", z, lowest), z, lowest)
-        n = builder.fptosi(builder.fsub(z, _constant([0.5] * LANES)), INTS)  # truncation rounds z <= 0 to nearest
+        n = builder.fptosi(builder.fsub(z, _constant([0.5] * LANES)), INTS)  # rounds z <= 0, as it truncates
         r = builder.fsub(z, builder.sitofp(n, FLOATS))
-        coefficients = [0.0013333558, 0.009618129, 0.05550357, 0.2402264922, 0.6931471806, 1.0]
-        polynomial = _constant([coefficients[0]] * LANES)
-        for c in coefficients[1:]:
-            polynomial = builder.fadd(builder.fmul(polynomial, r, flags=FAST), _constant([c] * LANES), flags=FAST)
-        exponent = builder.shl(builder.add(n, ir.Constant(INTS, [127] * LANES)), ir.Constant(INTS, [23] * LANES))
-        return builder.fmul(builder.bitcast(exponent, FLOATS), polynomial, flags=FAST)
+        p = _constant([EXP2[0]] * LANES)
+        for c in EXP2[1:]:
+            p = builder.fadd(builder.fmul(p, r, flags=FAST), _constant([c] * LANES), flags=FAST)
+        biased = builder.add(n, ir.Constant(INTS, [127] * LANES))  # a float32 is its exponent + 127, shifted by 23
+        power = builder.bitcast(builder.shl(biased, ir.Constant(INTS, [23] * LANES)), FLOATS)
+        return builder.fmul(power, p, flags=FAST)
 
     return float_lanes(float_lanes), emit
