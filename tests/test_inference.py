@@ -13,15 +13,13 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
-from tiny import tiny
 
 from inference import DEFAULT_CONFIG, configure, main, parse
 from ouroboros3d import build
 from ouroboros3d.build import build_cameras, build_models
-from ouroboros3d.checkpoint import save_checkpoint, write_state
-from ouroboros3d.config import config_from_dict
+from ouroboros3d.checkpoint import read_state, save_checkpoint, write_state
+from ouroboros3d.config import load_config, save_config
 from ouroboros3d.gaussians import load_ply
 from ouroboros3d.models.lgm import LGM
 
@@ -29,14 +27,13 @@ RESULTS = {"toy_input.png", "toy.png", "toy.ply", "toy.mp4"}
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
+def model(tmp_path_factory, make_config, make_models) -> Path:
     """A folder with ckpt/ (random weights), tiny.yaml and toy.png (a cut-out)."""
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    models = build_models(config_from_dict(tiny()).model)
-    save_checkpoint(folder / "ckpt", models, frozen=True)
-    values = tiny(pretrained={"checkpoint": str(folder / "ckpt")})
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    changes = {"sampler": {"steps": 2}, "turntable": {"size": 16, "step": 90}}
+    config = make_config(changes | {"model": {"pretrained": {"checkpoint": str(folder / "ckpt")}}})
+    save_checkpoint(folder / "ckpt", make_models(), frozen=True)
+    save_config(config, folder / "tiny.yaml")
     toy = Image.new("RGBA", (40, 30))
     toy.paste((200, 60, 40, 255), (8, 4, 30, 26))
     toy.save(folder / "toy.png")
@@ -89,7 +86,7 @@ def test_the_video_decodes_and_the_ply_loads(results):
     assert next(reader)["size"] == (16, 16)
     assert sum(1 for _ in reader) == 4
     gaussians = load_ply(results / "toy.ply")
-    assert gaussians.means.shape == (1, 4 * 16**2, 3) and gaussians.means.abs().max() <= 1
+    assert gaussians.means.shape == (1, 4 * 8**2, 3) and gaussians.means.abs().max() <= 1
     assert (results / "toy_steps" / "01.ply").read_bytes() == (results / "toy.ply").read_bytes()
 
 
@@ -120,7 +117,7 @@ def test_overrides_act_and_may_follow_the_pictures(model, tmp_path, capsys):
     assert np.all(np.asarray(Image.open(tmp_path / "toy.png"))[32:, 32:] == 255)
     assert next(imageio_ffmpeg.read_frames(str(tmp_path / "toy.mp4")))["size"] == (24, 24)
     captured = capsys.readouterr()
-    assert "sigma 700" in captured.err and "1/1" in captured.err
+    assert "sigma 80" in captured.err and "1/1" in captured.err
     assert "unet" in captured.out and str(tmp_path / "toy.mp4") in captured.out
 
 
@@ -253,11 +250,10 @@ def damaged_checkpoint(model: Path, folder: Path, kind: str) -> Path:
     elif kind in ("recon_model", "vae"):
         (ckpt / f"{kind}.safetensors").unlink()
     elif kind == "other dimensions":
-        values = tiny()
-        values["model"]["lgm"]["time_embed_dim"] = 32
-        save_checkpoint(ckpt, build_models(config_from_dict(values).model), frozen=True)
+        larger = ["model.pretrained.checkpoint=null", "model.lgm.time_embed_dim=32"]
+        save_checkpoint(ckpt, build_models(load_config(model / "tiny.yaml", larger).model), frozen=True)
     elif kind == "NaN":
-        state = build_models(config_from_dict(tiny()).model).lgm.state_dict()
+        state = read_state(ckpt / "recon_model.safetensors")
         state["conv.bias"][5] = float("nan")  # only the scales
         write_state(state, ckpt / "recon_model.safetensors")
     return ckpt
@@ -370,7 +366,7 @@ def test_a_disk_that_fills_up_keeps_earlier_results_and_no_halves(model, results
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, hard))  # enough for all but the .ply
     try:
-        status = infer(model, out, "--steps", "1", "model.lgm.num_input_views=8")
+        status = infer(model, out, "--steps", "1", "model.lgm.input_size=64", "model.lgm.splat_size=32")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     refused(status, capsys, f"cannot write {out / 'toy.ply'}: File too large", lines=2)
