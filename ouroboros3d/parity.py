@@ -229,9 +229,7 @@ def close(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> Case
     return Case(name, _difference(actual, expected).max().item() if expected.numel() else 0.0, tolerance)
 
 
-def pictures(
-    name: str, actual: Tensor, expected: Tensor, most: float = 1e-4, every: float = 5e-3
-) -> Iterator[Case]:
+def pictures(name: str, actual: Tensor, expected: Tensor, most: float = 1e-4, every: float = 5e-3) -> Iterator[Case]:
     """[..., C, H, W]: tolerance `most` for 99.9 % of the pixels, `every` for all: next to 1/255 a
     contribution may flip."""
     per_pixel = _difference(actual, expected)
@@ -571,9 +569,7 @@ def _check_stages(f: Fixtures, a: Arrays, cameras: Cameras, image: Tensor) -> It
     condition = a["steps.unet_input"][0, :, :, config.model.vae.latent_channels :]
     x = a["noise.initial_latents"] * schedule.init_noise_sigma
     size = config.model.image_size
-    maps: Feedback = {
-        name: torch.zeros(batch, cameras.num_views, 3, size, size) for name in unet.config.feedback
-    }
+    maps: Feedback = {name: torch.zeros(batch, cameras.num_views, 3, size, size) for name in unet.config.feedback}
     results: dict[str, list[Tensor]] = {}
 
     def keep(name: str, value: Tensor) -> None:

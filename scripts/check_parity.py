@@ -26,9 +26,7 @@ from ouroboros3d.parity import SUITES, Case, FixtureError, Fixtures
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fixtures", required=True, help="folder with config.json and the recorded arrays")
-    parser.add_argument(
-        "--only", nargs="+", choices=SUITES, default=list(SUITES), help="these files' cases only"
-    )
+    parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES), help="these files' cases only")
     parser.add_argument("--threads", type=int, default=1, help="more than one differ in float32 rounding")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -57,9 +55,7 @@ def run(name: str, fixtures: Fixtures) -> list[Case]:
         case = Case(f"{name}.{case.name}", case.error, case.tolerance)
         cases.append(case)
         verdict = "pass" if case.ok else "FAIL"
-        print(
-            f"{verdict}  {case.name:<72} error {case.error:<9.3g} tolerance {case.tolerance:.3g}", flush=True
-        )
+        print(f"{verdict}  {case.name:<72} error {case.error:<9.3g} tolerance {case.tolerance:.3g}", flush=True)
 
     try:
         for case in SUITES[name](fixtures):

@@ -67,8 +67,8 @@ class TestPublicWeights:
         save_file(public, tmp_path / "model.safetensors")
         lgm = new_lgm(make_config)
         load_lgm(tmp_path / "model.safetensors", lgm)
-        for name, value in public.items():
-            assert torch.equal(lgm.state_dict()[name], value)
+        loaded = lgm.state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in public.items())
         one, other = (reconstruct(lgm, images, make_cameras(2), torch.tensor(t)) for t in (0.0, 1.6))
         assert torch.equal(one, other)
 

@@ -1,0 +1,213 @@
+"""Weights in and out: the release's names, round trips, and one clear line for everything that does not fit."""
+
+import gzip
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from ouroboros3d import checkpoint
+from ouroboros3d.checkpoint import (
+    CheckpointError,
+    fit_state,
+    from_release_names,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+    to_release_names,
+    write_state,
+)
+from ouroboros3d.config import ConventionsConfig, LGMConfig, MultiViewConfig
+from ouroboros3d.models.lgm import LGM
+from ouroboros3d.models.multiview_unet import MultiViewUNet
+
+RELEASED_KEYS = Path(__file__).parent / "data" / "released_keys.txt.gz"  # of the release's own classes at full size
+
+
+def released(name: str) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of one of the release's two files."""
+    keys: dict[str, dict[str, tuple[int, ...]]] = {}
+    for line in gzip.decompress(RELEASED_KEYS.read_bytes()).decode().splitlines():
+        if line.startswith("#"):
+            section = keys.setdefault(line[1:].split(":")[0].strip(), {})
+        elif line.strip():
+            key, shape = line.split()
+            section[key] = () if shape == "scalar" else tuple(map(int, shape.split("x")))
+    return keys[name]
+
+
+def shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {k: tuple(v.shape) for k, v in state.items()}
+
+
+def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    state = other.state_dict()
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def message(caught: pytest.ExceptionInfo) -> str:
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+class TestReleasedNames:
+    """The full-size networks, without memory for their weights."""
+
+    def test_multiview_unet(self):
+        config = MultiViewConfig()
+        with torch.device("meta"):
+            unet = MultiViewUNet(config, ConventionsConfig())
+        ours = to_release_names(unet.state_dict(), config.adapter.res_blocks)
+        assert shapes(ours) == released("mv_model_unet.pth")
+        assert len(ours) == 1572
+
+    def test_lgm(self):
+        with torch.device("meta"):
+            lgm = LGM(LGMConfig())
+        assert shapes(lgm.state_dict()) == released("recon_model.pth")
+        assert len(lgm.state_dict()) == 438
+
+    @pytest.mark.parametrize("res_blocks", [1, 2, 3])
+    def test_renaming_there_and_back(self, res_blocks):
+        names = [f"cond_encoder.1.body.{i}.resnets.{j}.block1.weight" for i in range(4) for j in range(res_blocks)]
+        names += [f"cond_encoder.0.body.{i}.in_conv.bias" for i in range(1, 4)]
+        names += ["cond_encoder.0.conv_in.weight", "unet.conv_in.bias", "mid_plucker.embed.0.bias"]
+        state = {name: torch.tensor(i) for i, name in enumerate(names)}
+        flat = to_release_names(state, res_blocks)
+        assert len(flat) == len(state)
+        assert f"cond_encoder.1.body.{4 * res_blocks - 1}.block1.weight" in flat
+        assert f"cond_encoder.0.body.{res_blocks}.in_conv.bias" in flat
+        assert from_release_names(flat, res_blocks) == state
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_a_folder(self, release, make_models, tmp_path, suffix, frozen):
+        save_checkpoint(tmp_path / "new" / "folder", release, suffix, frozen=frozen)
+        other = make_models(seed=1)
+        before = {k: v.clone() for k, v in other.svd.state_dict().items()}
+        load_checkpoint(tmp_path / "new" / "folder", other)
+        assert_same(release.unet, other.unet)
+        assert_same(release.lgm, other.lgm)
+        if frozen:
+            assert_same(release.svd, other.svd)
+        else:
+            assert all(torch.equal(v, before[k]) for k, v in other.svd.state_dict().items())
+
+    def test_files_hold_the_releases_names(self, release, tmp_path):
+        save_checkpoint(tmp_path, release)
+        names = read_state(tmp_path / "mv_model_unet.safetensors").keys()
+        assert "cond_encoder.1.body.5.block2.weight" in names and "cond_encoder.0.body.2.in_conv.weight" in names
+        assert not any("resnets" in name for name in names if name.startswith("cond_encoder"))
+
+    def test_half_precision_is_loaded_into_float32(self, release, make_models, tmp_path):
+        save_checkpoint(tmp_path, release, dtype=torch.float16)
+        assert read_state(tmp_path / "recon_model.safetensors")["conv.weight"].dtype == torch.float16
+        other = make_models(seed=1)
+        load_checkpoint(tmp_path, other)
+        assert other.lgm.conv.weight.dtype == torch.float32
+        assert torch.equal(other.lgm.conv.weight, release.lgm.conv.weight.half().float())
+
+    def test_a_state_dict_in_a_lightning_file_is_found(self, tmp_path):
+        torch.save({"state_dict": {"a": torch.ones(2)}, "epoch": 3}, tmp_path / "a.pth")
+        assert read_state(tmp_path / "a.pth").keys() == {"a"}
+
+    def test_writing_casts_only_floats_and_copies_views(self, tmp_path):
+        whole = torch.arange(6.0).reshape(2, 3)
+        write_state({"view": whole[:, 1], "count": torch.tensor(7)}, tmp_path / "a.safetensors", torch.float16)
+        state = read_state(tmp_path / "a.safetensors")
+        assert state["view"].dtype == torch.float16 and state["view"].tolist() == [1, 4]
+        assert state["count"].dtype == torch.int64
+
+
+class TestWhatDoesNotFit:
+    @pytest.fixture
+    def linear(self):
+        return torch.nn.Linear(2, 3)
+
+    def test_missing_unexpected_and_wrongly_shaped_keys_are_named(self, linear):
+        state = {"weight": torch.ones(4, 2), "extra": torch.ones(1)}
+        with pytest.raises(CheckpointError) as caught:
+            fit_state(linear, state, "some/file")
+        text = message(caught)
+        assert text.startswith("some/file: does not fit the configured model")
+        assert "1 missing (bias)" in text and "1 unexpected (extra)" in text
+        assert "weight is (4, 2), the model's is (3, 2)" in text
+
+    def test_nothing_is_loaded_then(self, linear):
+        before = linear.bias.clone()
+        with pytest.raises(CheckpointError):
+            fit_state(linear, {"bias": torch.full((3,), 9.0)}, "file")
+        assert torch.equal(linear.bias, before)
+
+    def test_many_keys_are_counted_and_three_named(self, linear):
+        extra = {f"extra{i}": torch.ones(1) for i in range(5)}
+        with pytest.raises(CheckpointError, match=r"5 unexpected \(extra0, extra1, extra2, \.\.\.\)"):
+            fit_state(linear, linear.state_dict() | extra, "file")
+
+    def test_only_what_may_be_missing_may_be(self, linear):
+        fit_state(linear, {"weight": torch.zeros(3, 2)}, "file", may_miss="^bias$")
+        assert not linear.weight.any()
+        with pytest.raises(CheckpointError, match=r"1 missing \(weight\)"):
+            fit_state(linear, {"bias": torch.zeros(3)}, "file", may_miss="^bias$")
+
+    def test_another_model(self, release, make_config, make_models, tmp_path):
+        save_checkpoint(tmp_path, release)
+        wider = make_models(make_config({"model": {"lgm": {"time_channels": 16}}}))
+        with pytest.raises(CheckpointError, match="1 wrongly shaped") as caught:
+            load_checkpoint(tmp_path, wider)
+        assert "unet.time_embed.0.weight" in message(caught) and "recon_model" in message(caught)
+
+
+class TestUnreadable:
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+    @pytest.mark.parametrize("keep", [0, 10, 0.5])
+    def test_truncated(self, tmp_path, suffix, keep):
+        path = tmp_path / f"a{suffix}"
+        write_state({"a": torch.arange(1000.0)}, path)
+        data = path.read_bytes()
+        path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
+        with pytest.raises(CheckpointError) as caught:
+            read_state(path)
+        assert message(caught).startswith(f"{path}: ")
+
+    def test_a_pickle_with_code_is_refused_and_not_run(self, tmp_path):
+        class Harmful:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "made by the pickle"),)
+
+        path = tmp_path / "a.pth"
+        torch.save({"a": Harmful()}, path)
+        with pytest.raises(CheckpointError, match="not a plain state dict of tensors") as caught:
+            read_state(path)
+        message(caught)
+        path.write_bytes(pickle.dumps({"a": Harmful()}, protocol=2))
+        with pytest.raises(CheckpointError):
+            read_state(path)
+        assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+    @pytest.mark.parametrize("content", [[1, 2], {"a": 3}, torch.ones(2)])
+    def test_something_else_than_a_state_dict(self, tmp_path, content):
+        torch.save(content, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match="not a plain state dict of tensors"):
+            read_state(tmp_path / "a.pth")
+
+    def test_missing_files_and_folders(self, release, tmp_path):
+        with pytest.raises(CheckpointError, match="no such weights file") as caught:
+            read_state(tmp_path / "a.pth")
+        message(caught)
+        with pytest.raises(CheckpointError, match="no such checkpoint folder"):
+            load_checkpoint(tmp_path / "none", release)
+        with pytest.raises(CheckpointError, match=r"has no mv_model_unet\.safetensors or mv_model_unet\.pth"):
+            load_checkpoint(tmp_path, release)
+
+    def test_safetensors_is_preferred(self, tmp_path):
+        for suffix in (".pth", ".safetensors"):
+            write_state({"a": torch.ones(1)}, tmp_path / f"recon_model{suffix}")
+        assert checkpoint.find_weights(tmp_path, "recon_model").suffix == ".safetensors"
+        assert checkpoint.find_weights(tmp_path, "mv_model_unet") is None
