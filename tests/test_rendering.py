@@ -114,7 +114,7 @@ def test_cpu_equals_the_dense_oracle(kind: str, rules: str) -> None:
     expected = gradients(gaussians, cameras, torch.float64, backend="dense", **options)
     for name in PARAMETERS:
         error = (actual[name] - expected[name]).norm() / expected[name].norm()
-        assert error < 2e-3, f"gradient of {name}: {error:.1e}"
+        assert error < 5e-4, f"gradient of {name}: {error:.1e}"
 
 
 def test_the_dense_oracle_by_finite_differences() -> None:
@@ -143,9 +143,7 @@ def test_a_batch_equals_its_scenes_and_views_bit_for_bit() -> None:
     together = render(gaussians, cameras, SIZE, backend="cpu")
     for scene in range(2):
         for view in range(2):
-            alone = render(
-                gaussians.scenes([scene]), cameras.scenes([scene]).views([view]), SIZE, backend="cpu"
-            )
+            alone = render(gaussians.scenes([scene]), cameras.scenes([scene]).views([view]), SIZE, backend="cpu")
             for name in ("rgb", "depth", "alpha"):
                 assert torch.equal(getattr(alone, name)[0, 0], getattr(together, name)[scene, view])
 
@@ -173,9 +171,7 @@ def test_nothing_to_see_is_the_background(backend: str) -> None:
     for gaussians, cameras in ((empty, random_cameras()), (behind, orbit([0.0]).repeat(2))):
         leaves = parameters(gaussians)
         rendering = render(leaves, cameras, SIZE, background, backend)
-        assert torch.equal(
-            rendering.rgb, background.to(rendering.rgb)[:, None, None].expand(rendering.rgb.shape)
-        )
+        assert torch.equal(rendering.rgb, background.to(rendering.rgb)[:, None, None].expand(rendering.rgb.shape))
         assert rendering.depth.abs().max() == rendering.alpha.abs().max() == 0
         random_loss(rendering).backward()
         assert all((getattr(leaves, name).grad == 0).all() for name in PARAMETERS)
@@ -187,6 +183,13 @@ def test_double_precision_and_strided_gaussians_are_taken() -> None:
     single = render(random_scene(), random_cameras(), SIZE, backend="cpu")
     assert double.rgb.dtype == torch.float32
     assert_same_rendering(double, single)
+
+
+def test_autocast_leaves_the_renderer_in_single_precision() -> None:
+    expected = render(random_scene(), random_cameras(), SIZE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = render(random_scene(), random_cameras(), SIZE)
+    assert torch.equal(actual.rgb, expected.rgb)
 
 
 def test_near_and_far_planes() -> None:
@@ -217,9 +220,7 @@ def recorded() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def recorded_orbit(recorded: dict[str, Tensor]) -> Cameras:
-    return recorded_cameras(
-        recorded["cameras.world_to_camera"], torch.rad2deg(recorded["cameras.fov_x"].double())
-    )
+    return recorded_cameras(recorded["cameras.world_to_camera"], torch.rad2deg(recorded["cameras.fov_x"].double()))
 
 
 @needs_parity
@@ -270,9 +271,7 @@ class TestRecordedRenderings:
         loss.backward()
         assert loss.item() == pytest.approx(recorded["gradient.loss"].item(), rel=1e-4)
         expected = recorded["gradient.d_gaussians"]
-        for name, columns in dict(
-            means=[0, 1, 2], opacity=[3], scales=[4, 5, 6], quats=[7, 8, 9, 10]
-        ).items():
+        for name, columns in dict(means=[0, 1, 2], opacity=[3], scales=[4, 5, 6], quats=[7, 8, 9, 10]).items():
             error = (rows.grad - expected)[..., columns].norm() / expected[..., columns].norm()
             assert error < 1e-4, f"{name}: {error:.1e}"
 
@@ -340,13 +339,9 @@ def test_a_fork_is_told_why_it_cannot_render() -> None:
 def test_missing_gsplat_says_how_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "gsplat", None)
     with pytest.raises(ImportError, match="pip install gsplat"):
-        gsplat_backend.rasterize(
-            random_scene(), random_cameras(), SIZE, torch.ones(3), RULES["exact"], 0.2, 100.0
-        )
+        gsplat_backend.rasterize(random_scene(), random_cameras(), SIZE, torch.ones(3), RULES["exact"], 0.2, 100.0)
     with pytest.raises(ValueError, match="release"):
-        gsplat_backend.rasterize(
-            random_scene(), random_cameras(), SIZE, torch.ones(3), RULES["release"], 0.2, 100.0
-        )
+        gsplat_backend.rasterize(random_scene(), random_cameras(), SIZE, torch.ones(3), RULES["release"], 0.2, 100.0)
 
 
 def test_gsplat_is_called_as_its_signature_wants(monkeypatch) -> None:

@@ -48,27 +48,26 @@ def rasterize(
     gaussians, cameras = gaussians.to(torch.float32), cameras.to(torch.float32)
     K = cameras.K.clone()
     K[..., :2, :] *= size  # image widths to pixels
-    with torch.autocast("cuda", enabled=False):
-        images, alphas, _ = rasterization(
-            means=gaussians.means.contiguous(),
-            quats=None,
-            scales=None,
-            opacities=gaussians.opacities.contiguous(),
-            colors=gaussians.rgb.contiguous(),
-            viewmats=cameras.w2c.contiguous(),
-            Ks=K.contiguous(),
-            width=size,
-            height=size,
-            near_plane=near,
-            far_plane=min(far, FAR),
-            radius_clip=0.0,
-            eps2d=rules.blur,
-            packed=False,
-            tile_size=rules.tile,
-            render_mode="RGB+D",  # D is the accumulated depth, ED the expected one
-            rasterize_mode="classic",
-            covars=gaussians.covariances().contiguous(),
-        )
+    images, alphas, _ = rasterization(
+        means=gaussians.means.contiguous(),
+        quats=None,
+        scales=None,
+        opacities=gaussians.opacities.contiguous(),
+        colors=gaussians.rgb.contiguous(),
+        viewmats=cameras.w2c.contiguous(),
+        Ks=K.contiguous(),
+        width=size,
+        height=size,
+        near_plane=near,
+        far_plane=min(far, FAR),
+        radius_clip=0.0,
+        eps2d=rules.blur,
+        packed=False,
+        tile_size=rules.tile,
+        render_mode="RGB+D",  # D is the accumulated depth, ED the expected one
+        rasterize_mode="classic",
+        covars=gaussians.covariances().contiguous(),
+    )
     images, alpha = images.movedim(-1, 2), alphas.movedim(-1, 2)
     rgb, depth = images.split([3, 1], dim=2)
     return Rendering(rgb + (1 - alpha) * background.float()[:, None, None], depth, alpha)

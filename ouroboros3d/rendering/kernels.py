@@ -386,7 +386,7 @@ T, T_FINAL, LAST, RED, GREEN, BLUE, DEPTH = (PIXELS * i for i in range(7))
 @kernel
 def blend_forward(splats, lists, starts, ends, size, background, rules, rgb, depths, alphas, transmittance, last):
     """rgb [S, 3, H, W] on the background, depths and alphas [S, H, W]; and for the way back, [S, H, W], the
-    final transmittance and the position in the tile's list of the last splat blended, -1 if none."""
+    final transmittance and the position in the tile's list after which nothing was blended, -1 if nothing was."""
     views, tile_count = starts.shape
     tiles = (size + TILE - 1) // TILE
     min_power, max_alpha = f32(math.log(rules.min_alpha)), f32(rules.max_alpha)
