@@ -1,0 +1,91 @@
+"""Every YAML in configs/ loads; the full-size model is the release's, built and wired up without memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+
+from ouroboros3d import build
+from ouroboros3d.build import build_cameras, build_models
+from ouroboros3d.config import ModelConfig, as_kwargs, load_config
+from ouroboros3d.models.svd import make_image_encoder, make_vae, time_ids
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SVD = "stabilityai/stable-video-diffusion-img2vid"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_it_loads_and_can_be_used(path):
+    config = load_config(path)
+    checkpoint = config.model.pretrained.checkpoint
+    assert checkpoint is None or (CONFIGS.parent / checkpoint).is_dir()
+    if path.parent == CONFIGS / "small":  # a stage of training: a finished model would take the place of its parts
+        assert checkpoint is None
+
+
+def test_full_size_training_is_the_release_s():
+    config = load_config(CONFIGS / "mv" / "svd_lgm_rgb_ccm_lvis.yaml")
+    train, objective = config.train, config.objective
+    assert (8 * train.batch_size * train.gradient_accumulation, train.steps) == (32, 40000)
+    assert (train.learning_rate, train.mixed_precision, train.clip_norm) == (1e-5, "fp16", 1.0)
+    assert (objective.lpips_weight, objective.second_loss, objective.dropout) == (1.0, "replace", 0.1)
+    assert config.model.multiview.feedback == config.sampler.feedback == ["rgb", "ccm"]
+
+
+@pytest.fixture(scope="module")
+def baseline():
+    """configs/baseline.yaml and its networks on the meta device, SVD's parts made instead of fetched."""
+    config = load_config(CONFIGS / "baseline.yaml")
+    default, fetched = ModelConfig(), []
+
+    def make(_cls, source: str, part: str):
+        fetched.append((source, part))
+        if part == "vae":
+            return make_vae(default.vae)
+        if part == "image_encoder":
+            return make_image_encoder(default.image_encoder)
+        return UNetSpatioTemporalConditionModel(**as_kwargs(default.multiview.unet))
+
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        patch.setattr(build, "from_pretrained", make)
+        models = build_models(config.model).to("meta")  # diffusers makes a few parameters on the CPU all the same
+    assert fetched == [(SVD, part) for part in ("vae", "image_encoder", "unet")]
+    return config, models
+
+
+def test_the_baseline_has_the_published_sizes(baseline):
+    _, models = baseline
+
+    def billions(module) -> float:
+        return sum(p.numel() for p in module.parameters()) / 1e9
+
+    assert billions(models.unet.unet) == pytest.approx(1.52, abs=0.01)
+    assert billions(models.lgm) == pytest.approx(0.42, abs=0.01)
+    assert (len(models.unet.state_dict()), len(models.lgm.state_dict())) == (1572, 438)
+
+
+@torch.no_grad()
+def test_the_baseline_s_networks_fit_each_other(baseline):
+    config, models = baseline
+    cameras = build_cameras(config).to("meta")
+    picture = torch.empty(1, 3, 512, 512, device="meta")
+    latent = models.svd.encode(picture)
+    assert latent.shape == (1, 4, 64, 64)
+    context = torch.empty(2, 1, config.model.image_encoder.projection_dim, device="meta")
+    maps = {name: torch.empty(1, 8, 3, 512, 512, device="meta") for name in models.unet.config.feedback}
+    v = models.unet(
+        torch.empty(2, 8, 8, 64, 64, device="meta"),
+        torch.empty((), device="meta"),
+        context,
+        time_ids([6.0, 127.0], torch.empty(2, device="meta")),
+        models.unet.encode_cameras(cameras, 64).repeat(2),
+        models.unet.encode_feedback(maps).repeat(2),
+    )
+    assert v.shape == (2, 8, 4, 64, 64)
+    views = models.svd.decode(v[:1])
+    assert views.shape == (1, 8, 3, 512, 512)
+    gaussians = models.lgm(views, cameras, torch.empty((), device="meta"))
+    assert gaussians.means.shape == (1, 65536, 3)
