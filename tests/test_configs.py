@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 
 from ouroboros3d import build
 from ouroboros3d.build import build_cameras, build_models
-from ouroboros3d.config import ModelConfig, as_kwargs, load_config
+from ouroboros3d.config import ConventionsConfig, ModelConfig, as_kwargs, load_config
 from ouroboros3d.models.svd import make_image_encoder, make_vae, time_ids
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -24,6 +26,13 @@ def test_it_loads_and_can_be_used(path):
     assert checkpoint is None or (CONFIGS.parent / checkpoint).is_dir()
     if path.parent == CONFIGS / "small":  # a stage of training: a finished model would take the place of its parts
         assert checkpoint is None
+
+
+def test_every_convention_and_every_quirk_is_documented():
+    text = (CONFIGS.parent / "docs" / "faithfulness.md").read_text()
+    for field in dataclasses.fields(ConventionsConfig):
+        assert f"`{field.name}: " in text, field.name
+    assert {int(n) for n in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)} == set(range(1, 24))
 
 
 def test_full_size_training_is_the_release_s():
