@@ -195,7 +195,7 @@ def config_of(spec: dict[str, Any]) -> Config:
                 "noise_augmentation": noise_augmentation,
                 "scheduler": {key: scheduler[key] for key in ("sigma_min", "sigma_max")},
             },
-            "cameras": {"num_views": spec["num_frames"]},
+            "cameras": {"num_views": spec["num_frames"], "orbit_frames": max(16, spec["num_frames"])},
             "objective": {"lpips_weight": 0.0},  # LPIPS is replaced by 0 in the recorded runs
         }
     )

@@ -1,0 +1,271 @@
+"""Configuration: layers of files and overrides, and one line for the user about everything that cannot work."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ouroboros3d.build import build_models
+from ouroboros3d.config import (
+    BOUNDS,
+    CHOICES,
+    POSITIVE,
+    Config,
+    ConfigError,
+    as_kwargs,
+    config_from_dict,
+    load_config,
+    save_config,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+def refusal(*overrides: str, path: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def default(key: str):
+    value = Config()
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+@pytest.fixture
+def files(tmp_path):
+    """files({"a.yaml": {...}}) writes them and returns their folder."""
+
+    def write(contents: dict[str, object]) -> Path:
+        for name, content in contents.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return tmp_path
+
+    return write
+
+
+class TestLayers:
+    def test_without_a_file_everything_is_the_releases(self):
+        assert load_config() == Config()
+
+    def test_a_file_names_what_differs(self, files):
+        config = load_config(files({"a.yaml": {"sampler": {"steps": 7}}}) / "a.yaml")
+        assert config.sampler.steps == 7
+        config.sampler.steps = 25
+        assert config == Config()
+
+    def test_bases_come_first_and_are_relative_to_the_file(self, files):
+        folder = files(
+            {
+                "base.yaml": {"sampler": {"steps": 5, "guidance": [1, 4]}},
+                "deep/middle.yaml": {"base": "../base.yaml", "sampler": {"steps": 6}},
+                "deep/top.yaml": {"base": "middle.yaml", "train": {"seed": 3}},
+            }
+        )
+        config = load_config(folder / "deep" / "top.yaml")
+        assert (config.sampler.steps, config.sampler.guidance, config.train.seed) == (6, [1, 4], 3)
+
+    def test_overrides_come_last_and_are_yaml(self, files):
+        folder = files({"a.yaml": {"sampler": {"steps": 5}}})
+        overrides = ["sampler.steps=9", "sampler.feedback=[rgb]", "sampler.feedback_to=null", "data.mirror=true"]
+        config = load_config(folder / "a.yaml", overrides)
+        assert (config.sampler.steps, config.sampler.feedback) == (9, ["rgb"])
+        assert config.sampler.feedback_to is None and config.data.mirror is True
+
+    def test_what_is_saved_is_what_is_loaded(self, tmp_path):
+        config = load_config(None, ["sampler.steps=9", "model.pretrained.lgm=some/file"])
+        save_config(config, tmp_path / "config.yaml")
+        assert load_config(tmp_path / "config.yaml") == config
+
+    def test_keyword_arguments_are_plain(self):
+        kwargs = as_kwargs(Config().model.vae)
+        assert type(kwargs["block_out_channels"]) is list and kwargs["latent_channels"] == 4
+
+    @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda p: p.name)
+    def test_every_file_of_ours_is_valid(self, path):
+        load_config(path)
+
+
+class TestFiles:
+    def test_missing(self, tmp_path):
+        assert refusal(path=tmp_path / "none.yaml") == f"{tmp_path}/none.yaml: no such config file"
+
+    def test_missing_base(self, files):
+        folder = files({"a.yaml": {"base": "none.yaml"}})
+        assert refusal(path=folder / "a.yaml").endswith("none.yaml: no such config file")
+
+    def test_circle(self, files):
+        folder = files({"a.yaml": {"base": "b.yaml"}, "b.yaml": {"base": "a.yaml"}})
+        assert "circle" in refusal(path=folder / "a.yaml")
+
+    @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [1\n", "\tx"])
+    def test_no_mapping(self, files, content):
+        folder = files({"a.yaml": content})
+        text = refusal(path=folder / "a.yaml")
+        assert text.startswith(f"{folder}/a.yaml: not a YAML mapping")
+
+    def test_an_empty_file_changes_nothing(self, files):
+        assert load_config(files({"a.yaml": ""}) / "a.yaml") == Config()
+
+    def test_an_error_in_a_base_names_the_base(self, files):
+        folder = files({"b.yaml": {"sampler": {"stepps": 3}}, "a.yaml": {"base": "b.yaml"}})
+        text = refusal(path=folder / "a.yaml")
+        assert text.startswith(f"{folder}/b.yaml") and "sampler.stepps" in text
+
+
+class TestTypes:
+    @pytest.mark.parametrize("key", ["sampler.stepps", "modell", "model.lgm.splat_size.x"])
+    def test_unknown_keys_are_named(self, key):
+        assert key.split(".")[-1] in refusal(f"{key}=1")
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("sampler.steps", "many"),
+            ("sampler.steps", "2.5"),
+            ("data.mirror", "perhaps"),
+            ("sampler.guidance", "[a,b]"),
+            ("train.learning_rate", "[1]"),
+            ("model.lgm", "3"),
+        ],
+    )
+    def test_wrong_types_name_key_and_value(self, key, value):
+        text = refusal(f"{key}={value}")
+        assert key in text and value.strip("[]").split(",")[0] in text
+
+    @pytest.mark.parametrize("text", ["sampler.steps", "steps 3", ""])
+    def test_overrides_need_an_equals_sign(self, text):
+        assert refusal(text) == f"override {text!r} is not of the form key=value"
+
+    def test_dictionaries_are_checked_too(self):
+        with pytest.raises(ConfigError, match="stepps"):
+            config_from_dict({"sampler": {"stepps": 3}})
+        with pytest.raises(ConfigError, match="must be at least 1"):
+            config_from_dict({"sampler": {"steps": 0}})
+
+
+class TestValues:
+    """Each message has the key, the value and what would be right."""
+
+    @pytest.mark.parametrize("key", CHOICES)
+    def test_choices(self, key):
+        assert default(key) in CHOICES[key]
+        assert refusal(f"{key}=sometimes") == f"{key} = 'sometimes': must be one of {', '.join(CHOICES[key])}"
+
+    @pytest.mark.parametrize("key", BOUNDS)
+    def test_bounds(self, key):
+        low, high = BOUNDS[key]
+        number = int if default(key) is None else type(default(key))
+        text = refusal(f"{key}={number(low - 1)}")
+        assert text.startswith(f"{key} = {number(low - 1)!r}: must ") and str(low) in text
+        if high != float("inf"):
+            assert refusal(f"{key}={number(high + 1)}").startswith(
+                f"{key} = {number(high + 1)!r}: must lie in {low} .. "
+            )
+
+    @pytest.mark.parametrize("key", POSITIVE)
+    def test_positive(self, key):
+        for value in (0.0, -1.0):
+            assert refusal(f"{key}={value}") == f"{key} = {value}: must be positive"
+
+    @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+    @pytest.mark.parametrize("key", ["sampler.noise_augmentation", "cameras.distance", "sampler.guidance"])
+    def test_numbers_are_finite(self, key, value):
+        text = refusal(
+            f"{key}={f'[1,.{value}]' if key.endswith('guidance') else value}".replace("[1,.-inf", "[1,-.inf")
+        )
+        assert text == f"{key} = {value}: must be a finite number"
+
+    @pytest.mark.parametrize(
+        ("override", "value", "right"),
+        [
+            ("model.image_size=500", "500", "multiple of 64"),
+            ("model.multiview.unet.num_attention_heads=[5,10]", "[5, 10]", "4 entries"),
+            ("model.multiview.unet.num_attention_heads=[5,10,20,7]", "[5, 10, 20, 7]", "divide block_out_channels"),
+            ("model.multiview.unet.down_block_types=[a,b,c,d]", "'a'", "CrossAttnDownBlockSpatioTemporal"),
+            ("model.multiview.unet.up_block_types=[a,b,c,d]", "'a'", "CrossAttnUpBlockSpatioTemporal"),
+            ("model.multiview.unet.block_out_channels=[320,640,1280,1290]", "1290", "multiples of 32"),
+            ("model.multiview.norm_groups=7", "640", "multiples of 7"),
+            ("model.multiview.unet.in_channels=9", "9", "latent_channels = 4"),
+            ("model.multiview.unet.cross_attention_dim=768", "768", "projection_dim = 1024"),
+            ("model.multiview.unet.projection_class_embeddings_input_dim=99", "99", "768"),
+            ("model.multiview.adapter.downscale=4", "4", "8"),
+            ("model.multiview.micro_conditions=[6]", "[6.0]", "two numbers"),
+            ("model.multiview.feedback=[rgb,depth]", "depth", "['rgb', 'ccm']"),
+            ("model.multiview.feedback=[rgb,rgb]", "['rgb', 'rgb']", "without repetition"),
+            ("model.image_encoder.num_attention_heads=7", "7", "hidden_size = 1280"),
+            ("model.image_encoder.patch_size=300", "300", "image_size = 224"),
+            ("model.lgm.down_attention=[true]", "[True]", "6 entries"),
+            ("model.lgm.up_attention=[true]", "[True]", "5 entries"),
+            ("model.lgm.up_channels=[]", "[]", "at least one level"),
+            ("model.lgm.groups=48", "64", "groups = 48"),
+            ("model.lgm.heads=48", "512", "heads = 48"),
+            ("model.lgm.time_channels=7", "7", "even"),
+            ("model.lgm.input_size=250", "250", "multiple of 32"),
+            ("model.lgm.splat_size=64", "64", "128"),
+            ("model.lgm.num_input_views=9", "8", "num_input_views = 9"),
+            ("cameras.num_views=17", "17", "orbit_frames = 16"),
+            ("cameras.num_views=0", "0", "1 .. "),
+            ("cameras.fov=180", "180.0", "between 0 and 180"),
+            ("turntable.fov=0", "0.0", "between 0 and 180"),
+            ("turntable.step=400", "400.0", "360"),
+            ("cameras.elevation=-90", "-90.0", "between -90 and 90"),
+            ("sampler.guidance=[1]", "[1.0]", "[first view, last view]"),
+            ("sampler.scheduler.sigma_min=900", "900.0", "sigma_max = 700.0"),
+            ("objective.reconstruction=none objective.diffusion=false", "False", "nothing would be trained"),
+            ("objective.diffusion=false", "both", "must be clean"),
+            ("objective.position_weight=0.1", "0.1", "data.depth=true"),
+            ("train.betas=[0.9]", "[0.9]", "two numbers"),
+            ("train.betas=[0.9,1]", "[0.9, 1.0]", "in [0, 1)"),
+            ("train.ema_decay=1", "1.0", "[0, 1)"),
+        ],
+    )
+    def test_together(self, override, value, right):
+        text = refusal(*override.split())
+        key, _, explanation = text.partition(" = ")
+        assert key and default(key.split(",")[0]) is not None
+        assert value in explanation and right in explanation
+
+    def test_feedback_that_the_model_has_no_adapter_for(self):
+        text = refusal("model.multiview.feedback=[rgb]", "sampler.feedback=[rgb,ccm]")
+        assert text.startswith("sampler.feedback = ['rgb', 'ccm']") and "['rgb']" in text
+
+    def test_every_bounded_key_is_one(self):
+        for key in (*BOUNDS, *POSITIVE, *CHOICES):
+            default(key)  # raises for a key that is none
+
+    def test_valid_extremes_are_accepted(self):
+        config = load_config(
+            None,
+            [
+                "sampler.steps=1",
+                "sampler.feedback=[]",
+                "objective.dropout=0",
+                "objective.feedback_probability=1",
+                "model.conventions.decode_chunk=0",
+                "train.ema_decay=0",
+                "cameras.num_views=16",
+                "turntable.step=360",
+            ],
+        )
+        assert config.sampler.feedback == []
+
+
+def test_a_small_valid_config_can_be_built(make_config):
+    """What the checks let pass, the networks can do."""
+    lean = make_config(
+        {
+            "model": {
+                "multiview": {"unet": {"layers_per_block": 1}, "adapter": {"res_blocks": 1}, "norm_groups": 8},
+                "vae": {"norm_groups": 4},
+                "lgm": {"groups": 8, "heads": 2, "layers_per_block": 1},
+            }
+        }
+    )
+    models = build_models(lean.model)
+    assert dataclasses.is_dataclass(models)
