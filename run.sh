@@ -8,6 +8,8 @@
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 venv="$root/.venv"
+# torch's and numba's threads share the cores: waiting ones must not spin.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 torch_cpu="2.13.0" # of the CPU build; any torch that requirements.txt allows will do
 
 say() { echo "run.sh: $*" >&2; }

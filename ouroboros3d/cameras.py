@@ -30,7 +30,8 @@ class Cameras:
     def __post_init__(self) -> None:
         if self.c2w.ndim != 4 or self.c2w.shape[-2:] != (4, 4) or self.K.shape != (*self.c2w.shape[:2], 3, 3):
             raise ValueError(
-                f"Cameras want c2w [B, V, 4, 4] and K [B, V, 3, 3], got {tuple(self.c2w.shape)} and {tuple(self.K.shape)}"
+                "Cameras want c2w [B, V, 4, 4] and K [B, V, 3, 3], "
+                f"got {tuple(self.c2w.shape)} and {tuple(self.K.shape)}"
             )
 
     @property

@@ -99,6 +99,7 @@ class LGMConfig:
 
     input_size: int = 256
     splat_size: int = 128  # Gaussians per view: splat_size^2
+    positions: str = "absolute"  # absolute (LGM's) | ray: offsets from the rays' points nearest the origin
     num_input_views: int = 4
     down_channels: list[int] = _list(64, 128, 256, 512, 1024, 1024)
     down_attention: list[bool] = _list(False, False, False, True, True, True)
@@ -275,6 +276,7 @@ CHOICES = {
     "model.conventions.renderer": ("release", "gsplat", "exact"),
     "model.conventions.time_id": ("release", "textbook"),
     "model.conventions.clip_training_image": ("noised", "clean"),
+    "model.lgm.positions": ("absolute", "ray"),
     "model.image_encoder.hidden_act": ("gelu", "quick_gelu"),
     "data.background": ("white", "black", "grey"),
     "data.cache": ("none", "memory"),

@@ -178,7 +178,8 @@ class Sampler:
             raise ValueError(f"image must be [{batch}, 3, {size}, {size}], got {list(image.shape)}")
         if noise.latents.shape[:2] != (batch, cameras.num_views):
             raise ValueError(
-                f"noise is for {tuple(noise.latents.shape[:2])} (samples, views), cameras for {(batch, cameras.num_views)}"
+                f"noise is for {tuple(noise.latents.shape[:2])} (samples, views), "
+                f"cameras for {(batch, cameras.num_views)}"
             )
 
 

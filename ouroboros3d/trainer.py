@@ -205,7 +205,8 @@ class Trainer:
             if not mean.finite("total"):
                 raise TrainingError(
                     f"the loss is not finite at step {self.step} (samples {samples[0]}..{samples[-1]}, "
-                    f"objects {', '.join(getattr(batch, 'ids', [])[:4])}); the last checkpoint is in {self._checkpoints}"
+                    f"objects {', '.join(getattr(batch, 'ids', [])[:4])}); "
+                    f"the last checkpoint is in {self._checkpoints}"
                 )
         self.schedule.step()
         if self.ema is not None:

@@ -3,7 +3,7 @@
     python scripts/train_frozen_parts.py vae --config configs/small/vae.yaml
     python scripts/train_frozen_parts.py image_encoder --config configs/small/image_encoder.yaml
 
-VAE: weighted L1 with a chroma term and a little KL on orbits of views, so that the temporal decoder learns to treat
+VAE: weighted squared error with a chroma term and a little KL on orbits of views, so that the temporal decoder learns to treat
 them as frames. Image encoder: two views of an object must embed closer than those of other objects (InfoNCE), which
 keeps what is common to an object's views: its colours and kind.
 Writes `<train.output_dir>/export/vae.safetensors` or `image_encoder.safetensors`, and pictures beside it.
@@ -30,7 +30,7 @@ from ouroboros3d.trainer import Trainer, TrainingError
 from ouroboros3d.visualize import save_image, view_grid
 
 KL_WEIGHT = 1e-3  # per latent number: keeps latents centred and of about unit variance
-CHROMA_WEIGHT = 1.0  # without it colours are learned long after shapes
+CHROMA_WEIGHT = 5.0  # colours have little energy: without this they are learned long after shapes
 FOREGROUND_WEIGHT = 4.0  # two thirds of a view are background
 TEMPERATURE = 0.1
 
@@ -59,8 +59,8 @@ class VAEObjective(nn.Module):
         chroma = difference - difference.mean(1, keepdim=True)
         weight = 1 + FOREGROUND_WEIGHT * batch.alpha.flatten(0, 1)
         losses = {
-            "l1": (weight * difference.abs()).mean(),
-            "chroma": CHROMA_WEIGHT * (weight * chroma.abs()).mean(),
+            "mse": (weight * difference**2).mean(),  # an L1's median is grey until a colour is nearly certain
+            "chroma": CHROMA_WEIGHT * (weight * chroma**2).mean(),
             "kl": KL_WEIGHT * 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean(),
         }
         return losses | {"total": sum(losses.values())}

@@ -96,7 +96,8 @@ def test_resume_repeats_the_uninterrupted_run(tmp_path):
     assert torch.equal(weights(whole), weights(second))
     assert all(torch.equal(a, b) for a, b in zip(whole.ema.shadow_params, second.ema.shadow_params, strict=True))
     losses = [
-        [row["total"] for row in map(json.loads, open(tmp_path / run / "metrics.jsonl"))] for run in ("whole", "parts")
+        [json.loads(line)["total"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("whole", "parts")
     ]
     assert losses[0] == losses[1]
 

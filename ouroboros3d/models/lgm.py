@@ -22,6 +22,8 @@ class LGM(nn.Module):
 
     rotation: "textbook" makes every quaternion a unit one; "release" divides each component by its norm over *all*
     Gaussians (quirk 17), which leaves nearly the identity, and is what the released weights were trained with.
+    `config.positions`: "absolute" is LGM's; "ray" adds the point of each pixel's ray nearest the origin, so that a
+    reconstructor without public weights starts from billboards through the object instead of from one point.
     """
 
     def __init__(self, config: LGMConfig, rotation: str = "release") -> None:
@@ -53,8 +55,18 @@ class LGM(nn.Module):
         views = F.interpolate(views, (size, size), mode="bilinear", align_corners=False)
         x = torch.cat([views, rays.flatten(0, 1).to(views.dtype)], dim=1).to(self.conv.weight.dtype)
         c_noise = c_noise.expand(batch).repeat_interleave(self.config.num_input_views)
-        x = self.conv(self.unet(x, c_noise))
-        return self.activate(rearrange(x, "(b v) c h w -> b (v h w) c", b=batch).float())
+        x = rearrange(self.conv(self.unet(x, c_noise)), "(b v) c h w -> b (v h w) c", b=batch).float()
+        if self.config.positions == "ray":
+            x = torch.cat([x[..., :3] + self._nearest_points(rays), x[..., 3:]], dim=-1)
+        return self.activate(x)
+
+    def _nearest_points(self, rays: Tensor) -> Tensor:
+        """d x (o x d), the point of each Gaussian's ray nearest the origin: [B, 4, 6, s, s] -> [B, N, 3]."""
+        maps = F.interpolate(rays.flatten(0, 1), (self.config.splat_size,) * 2, mode="area").unflatten(
+            0, rays.shape[:2]
+        )
+        moment, direction = rearrange(maps, "b v (two c) h w -> two b (v h w) c", two=2)
+        return torch.linalg.cross(direction, moment)
 
     def activate(self, x: Tensor) -> Gaussians:
         """[B, N, 14] raw channels to Gaussians (LGM Sec. 3.3, quirk 18)."""
