@@ -175,7 +175,7 @@ def generate(pipeline: Pipeline, name: str, picture: ConditionImage, folder: Pat
             views = range(0, pipeline.cameras.num_views, max(1, pipeline.cameras.num_views // 4))
             save_image(folder / f"{name}_steps.png", steps_picture(history, views=views[:3]))
         save_image(folder / f"{name}_input.png", picture.tensor * 0.5 + 0.5)
-        save_image(folder / f"{name}.png", view_grid(_pictures(step)["views"]))
+        save_image(folder / f"{name}.png", view_grid(pictures_of(step)["views"]))
         save_ply(folder / f"{name}.ply", step.gaussians)
     with clock("turntable"):
         _save_turntable(folder / f"{name}.mp4", pipeline, step)
@@ -190,7 +190,7 @@ def _save_turntable(path: Path, pipeline: Pipeline, step: SamplerStep) -> None:
     save_video(path, bar, c.fps)
 
 
-def _pictures(step: SamplerStep) -> dict[str, Tensor]:
+def pictures_of(step: SamplerStep) -> dict[str, Tensor]:
     """What a step shows, [V, 3, H, W] in [0, 1]: decoded views, and the maps it hands to the next step."""
     views = (step.views[0] * 0.5 + 0.5).clamp(0, 1)
     return {"views": views, "rgb": step.feedback["rgb"][0], "ccm": step.feedback["ccm"][0]}
@@ -198,7 +198,7 @@ def _pictures(step: SamplerStep) -> dict[str, Tensor]:
 
 def _save_step(step: SamplerStep, folder: Path) -> StepImages:
     """Writes <index>_views.png, _rgb.png, _ccm.png and <index>.ply."""
-    images = _pictures(step)
+    images = pictures_of(step)
     for kind, views in images.items():
         save_image(folder / f"{step.index:02d}_{kind}.png", view_grid(views))
     save_ply(folder / f"{step.index:02d}.ply", step.gaussians)

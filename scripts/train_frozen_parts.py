@@ -1,11 +1,12 @@
 """Trains the small model's own VAE or image encoder from nothing (the full model takes SVD's).
 
+    python scripts/train_frozen_parts.py vae --config configs/small/vae_colours.yaml
     python scripts/train_frozen_parts.py vae --config configs/small/vae.yaml
     python scripts/train_frozen_parts.py image_encoder --config configs/small/image_encoder.yaml
 
-VAE: weighted squared error with a chroma term and a little KL on orbits of views, so that the temporal decoder learns to treat
-them as frames. Image encoder: two views of an object must embed closer than those of other objects (InfoNCE), which
-keeps what is common to an object's views: its colours and kind.
+VAE: weighted squared error with a chroma term and a little KL on orbits of views, so that the temporal decoder
+learns to treat them as frames. Image encoder: two views of an object must embed closer than those of other objects
+(InfoNCE), which keeps what is common to an object's views: its colours and kind.
 Writes `<train.output_dir>/export/vae.safetensors` or `image_encoder.safetensors`, and pictures beside it.
 """
 

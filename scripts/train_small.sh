@@ -21,6 +21,7 @@ mkdir -p data/small64
   > data/small64/train.txt
 for split in val test; do sed 's#^#../orbits64/#' "data/orbits64/$split.txt" > "data/small64/$split.txt"; done
 
+"$python" scripts/train_frozen_parts.py vae --config configs/small/vae_colours.yaml
 "$python" scripts/train_frozen_parts.py vae --config configs/small/vae.yaml
 "$python" scripts/train_frozen_parts.py image_encoder --config configs/small/image_encoder.yaml
 "$python" train.py --config configs/small/lgm_positions.yaml
