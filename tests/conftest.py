@@ -60,6 +60,28 @@ SMALL = {
     "sampler": {"steps": 3, "scheduler": {"sigma_max": 80.0}},
     "objective": {"lpips_weight": 0.0},
 }
+# Half as deep, for tests of whole loops.
+LEAN = {
+    "model": {
+        "multiview": {
+            "unet": {
+                "down_block_types": [CROSS.format("Down"), PLAIN.format("Down")],
+                "up_block_types": [PLAIN.format("Up"), CROSS.format("Up")],
+                "block_out_channels": [32, 32],
+                "num_attention_heads": [2, 2],
+                "layers_per_block": 1,
+            },
+            "adapter": {"res_blocks": 1},
+        },
+        "lgm": {
+            "down_channels": [32, 32],
+            "down_attention": [False, True],
+            "up_channels": [32],
+            "up_attention": [False],
+            "layers_per_block": 1,
+        },
+    }
+}
 TEXTBOOK = {
     "temporal_context": "textbook",
     "rays": "textbook",
@@ -82,8 +104,9 @@ def _one_thread() -> None:
 def make_config() -> Callable[..., Config]:
     """make_config({"sampler": {"steps": 5}}, textbook=True): the small config with changes."""
 
-    def make(changes: dict[str, Any] | None = None, textbook: bool = False) -> Config:
-        layers = [SMALL, {"model": {"conventions": TEXTBOOK}} if textbook else {}, changes or {}]
+    def make(changes: dict[str, Any] | None = None, textbook: bool = False, lean: bool = False) -> Config:
+        conventions = {"model": {"conventions": TEXTBOOK}} if textbook else {}
+        layers = [SMALL, LEAN if lean else {}, conventions, changes or {}]
         return config_from_dict(OmegaConf.to_container(OmegaConf.merge(*layers)))
 
     return make
