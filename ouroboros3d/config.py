@@ -100,6 +100,7 @@ class LGMConfig:
     input_size: int = 256
     splat_size: int = 128  # Gaussians per view: splat_size^2
     positions: str = "absolute"  # absolute (LGM's) | ray: offsets from the rays' points nearest the origin
+    initial_scale: float = 0.0693  # of untrained Gaussians; LGM's is 0.1 softplus(0)
     num_input_views: int = 4
     down_channels: list[int] = _list(64, 128, 256, 512, 1024, 1024)
     down_attention: list[bool] = _list(False, False, False, True, True, True)

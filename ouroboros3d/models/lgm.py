@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -31,6 +33,8 @@ class LGM(nn.Module):
         self.config, self.rotation = config, rotation
         self.unet = LGMUNet(config)
         self.conv = nn.Conv2d(14, 14, 1)
+        with torch.no_grad():  # 0.1 softplus(bias) = initial_scale
+            self.conv.bias[4:7] += math.log(math.expm1(config.initial_scale / 0.1))
         for name, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(f"_{name}", torch.tensor(value)[:, None, None], persistent=False)
 
