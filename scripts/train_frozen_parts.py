@@ -33,11 +33,16 @@ from ouroboros3d.visualize import save_image, view_grid
 KL_WEIGHT = 1e-3  # per latent number: keeps latents centred and of about unit variance
 CHROMA_WEIGHT = 5.0  # colours have little energy: without this they are learned long after shapes
 FOREGROUND_WEIGHT = 4.0  # two thirds of a view are background
+GUIDE_WEIGHT = 0.3  # the first three latent channels follow the small picture itself: see VAEObjective
 TEMPERATURE = 0.1
 
 
 class VAEObjective(nn.Module):
-    """Reconstruction of all views of each orbit through the temporal decoder."""
+    """Reconstruction of all views of each orbit through the temporal decoder.
+
+    From random weights colours are a saddle: the encoder does not write what the decoder does not read. So the first
+    three latent channels are pulled to the picture at the latents' size, stretched to about unit variance.
+    """
 
     collate = staticmethod(OrbitBatch.collate)
 
@@ -58,10 +63,12 @@ class VAEObjective(nn.Module):
         decoded = self.vae.decode(latents, num_frames=views).sample.float()
         difference = decoded - images
         chroma = difference - difference.mean(1, keepdim=True)
+        small = 2.5 * F.adaptive_avg_pool2d(images, latents.shape[-1]) - 1.5
         weight = 1 + FOREGROUND_WEIGHT * batch.alpha.flatten(0, 1)
         losses = {
             "mse": (weight * difference**2).mean(),  # an L1's median is grey until a colour is nearly certain
             "chroma": CHROMA_WEIGHT * (weight * chroma**2).mean(),
+            "guide": GUIDE_WEIGHT * F.mse_loss(posterior.mean[:, :3].float(), small),
             "kl": KL_WEIGHT * 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean(),
         }
         return losses | {"total": sum(losses.values())}
