@@ -322,7 +322,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 }
 POSITIVE = (
     *("model.vae.scaling_factor", "sampler.scheduler.sigma_min", "cameras.distance", "turntable.radius"),
-    *("turntable.step", "train.learning_rate", "train.clip_norm"),
+    *("turntable.step", "train.learning_rate", "train.clip_norm", "model.lgm.initial_scale"),
 )
 
 

@@ -13,7 +13,7 @@ unet_minutes="${1:-180}" joint_minutes="${2:-60}"
 
 [[ -f data/furniture/assets.csv ]] || "$python" scripts/get_furniture.py --out data/furniture
 "$python" scripts/render_orbits.py --assets data/furniture/assets.csv --out data/orbits64 --size 64 --depth 32
-"$python" scripts/render_orbits.py --procedural 3000 --orbits 1 --out data/procedural64 --size 64 --depth 32
+"$python" scripts/render_orbits.py --procedural 920 --orbits 1 --out data/procedural64 --size 64 --depth 32
 
 # The training list holds both sets, as paths relative to data/small64; validation and test are furniture alone.
 mkdir -p data/small64
