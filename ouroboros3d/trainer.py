@@ -17,17 +17,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from diffusers.training_utils import EMAModel
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ouroboros3d.config import ConfigError, TrainConfig
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import check_writable_dir
+from ouroboros3d.files import atomic_path, check_writable_dir
 
 Key = tuple[int, int, int]  # global sample number, epoch, index into the dataset
 
@@ -90,15 +92,15 @@ class StepBatches:
 
 
 class Trainer:
-    """Trains `objective` on `dataset` as `config` says; `validate(step, folder)` returns metrics and may draw
-    pictures, `export(folder)` writes the weights for use. Both see the EMA weights where there are any."""
+    """Trains `objective` on `dataset` as `config` says; `validate()` returns metrics and pictures by name,
+    `export(folder)` writes the weights for use. Both see the EMA weights where there are any."""
 
     def __init__(
         self,
         objective: nn.Module,
         dataset: Dataset,
         config: TrainConfig,
-        validate: Callable[[int, Path], dict[str, float]] | None = None,
+        validate: Callable[[], tuple[dict[str, float], dict[str, Image]]] | None = None,
         export: Callable[[Path], None] | None = None,
         cpu: bool = False,
     ) -> None:
@@ -252,9 +254,17 @@ class Trainer:
             return
         with self._ema_weights():
             self._unwrapped.eval()
-            values = self.validate(self.step, self.folder)
+            values, pictures = self.validate()
             self._unwrapped.train()
         self._write_metrics("validation", values)
+        folder = self.folder / "validation"
+        folder.mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            with atomic_path(folder / f"{self.step:07d}_{name}.png") as path:
+                picture.save(path)
+            for tracker in self.accelerator.trackers:
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({f"validation/{name}": np.asarray(picture)[None]}, step=self.step, **layout)
 
     def _write_metrics(self, kind: str, values: dict[str, float]) -> None:
         """To the tracker, and a line of metrics.jsonl."""

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from ouroboros3d.build import build_dataset
@@ -28,7 +29,7 @@ from ouroboros3d.metrics import psnr
 from ouroboros3d.models.svd import make_image_encoder, make_vae
 from ouroboros3d.objective import OrbitBatch
 from ouroboros3d.trainer import Trainer, TrainingError
-from ouroboros3d.visualize import save_image, view_grid
+from ouroboros3d.visualize import view_grid
 
 KL_WEIGHT = 1e-3  # per latent number: keeps latents centred and of about unit variance
 CHROMA_WEIGHT = 5.0  # colours have little energy: without this they are learned long after shapes
@@ -112,19 +113,19 @@ def vae_validation(vae: nn.Module, config: Config):
     batch = OrbitBatch.collate([dataset[i] for i in range(min(len(dataset), config.train.validate_objects))])
 
     @torch.no_grad()
-    def validate(step: int, folder: Path) -> dict[str, float]:
+    def validate() -> tuple[dict[str, float], dict[str, Image]]:
         images = batch.images.flatten(0, 1)
         posterior = vae.encode(images).latent_dist
         decoded = vae.decode(posterior.mean, num_frames=batch.images.shape[1]).sample.clamp(-1, 1)
         truth, made = images * 0.5 + 0.5, decoded * 0.5 + 0.5
-        rows = torch.stack([truth.unflatten(0, batch.images.shape[:2]), made.unflatten(0, batch.images.shape[:2])], 1)
-        save_image(folder / f"vae_{step:06d}.png", view_grid(rows.flatten(0, 2), columns=batch.images.shape[1]))
-        return {
+        pairs = torch.stack([x.unflatten(0, batch.images.shape[:2]) for x in (truth, made)], dim=1)
+        values = {
             "psnr": psnr(made, truth).mean().item(),
             "psnr_foreground": psnr(made, truth, batch.alpha.flatten(0, 1) > 0.5).mean().item(),
             "latent_mean": posterior.mean.mean().item(),
             "latent_std": posterior.mean.std().item(),
         }
+        return values, {"vae": view_grid(pairs.flatten(0, 2), columns=batch.images.shape[1])}
 
     return validate
 
