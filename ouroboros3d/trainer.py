@@ -138,6 +138,7 @@ class Trainer:
             self.ema.to(self.accelerator.device)
             self.accelerator.register_for_checkpointing(self.ema)
         self.step, self.seconds = 0, 0.0
+        self._saved_step = None
         self._budget = parse_duration(config.time_budget)
         self._stop_reason = ""
 
@@ -177,8 +178,8 @@ class Trainer:
                 self.export(self.folder / "export")
         if self._stop_reason and main:
             print(f"stopped at step {self.step}: {self._stop_reason}; resume with the same command")
-        if config.tracker != "none":
-            self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()  # a process that ends early would break the others' connections
+        self.accelerator.end_training()
         return self.step
 
     def _should_stop(self) -> bool:
@@ -281,9 +282,11 @@ class Trainer:
         return self.folder / "checkpoints"
 
     def _save(self) -> None:
-        name = f"step_{self.step:08d}"
-        if (self._checkpoints / name).exists():
+        # Not by looking for the folder: another process may look before this one has renamed it.
+        if self._saved_step == self.step:
             return
+        self._saved_step = self.step
+        name = f"step_{self.step:08d}"
         temporary = self._checkpoints / f".tmp_{name}"
         if self.accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -293,6 +296,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             (temporary / "trainer.json").write_text(json.dumps({"step": self.step, "seconds": self.seconds}))
+            shutil.rmtree(self._checkpoints / name, ignore_errors=True)  # of a run that train.resume=never repeats
             os.replace(temporary, self._checkpoints / name)
             for old in sorted(self._checkpoints.glob("step_*"))[: -self.config.keep]:
                 shutil.rmtree(old)
@@ -316,6 +320,7 @@ class Trainer:
                 print(f"{folder} cannot be resumed ({reason}); trying the checkpoint before it")
                 continue
             self.step, self.seconds = state["step"], state["seconds"]
+            self._saved_step = self.step
             if self.accelerator.is_main_process:
                 print(f"resumed from {folder}")
             return

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
+from conftest import LEAN, SMALL
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -20,62 +21,19 @@ from ouroboros3d.checkpoint import find_weights
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # train.py is a script, not part of the package
-CROSS, PLAIN = "CrossAttn{}BlockSpatioTemporal", "{}BlockSpatioTemporal"
-TINY = {
-    "model": {
-        "image_size": 32,
-        "multiview": {
-            "unet": {
-                "sample_size": 8,
-                "down_block_types": [CROSS.format("Down"), PLAIN.format("Down")],
-                "up_block_types": [PLAIN.format("Up"), CROSS.format("Up")],
-                "block_out_channels": [32, 32],
-                "num_attention_heads": [2, 2],
-                "layers_per_block": 1,
-                "addition_time_embed_dim": 8,
-                "projection_class_embeddings_input_dim": 24,
-                "cross_attention_dim": 16,
-            },
-            "adapter": {"res_blocks": 1, "downscale": 4},
+TINY = OmegaConf.merge(
+    SMALL,
+    LEAN,
+    {
+        "model": {"conventions": {"view_selection": "even", "decode_chunk": 0, "time_id": "textbook"}},
+        "sampler": {"steps": 2},
+        "data": {"workers": 0},
+        "train": {
+            **{"steps": 4, "batch_size": 2, "learning_rate": 1e-3, "ema_decay": 0.9},
+            **{"save_every": 2, "validate_every": 4, "validate_objects": 1, "log_every": 1},
         },
-        "vae": {"block_out_channels": [32, 32, 32], "layers_per_block": 1, "scaling_factor": 0.5},
-        "image_encoder": {
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 8,
-            "projection_dim": 16,
-        },
-        "lgm": {
-            "input_size": 32,
-            "splat_size": 16,
-            "down_channels": [32, 32],
-            "down_attention": [False, True],
-            "up_channels": [32],
-            "up_attention": [False],
-            "layers_per_block": 1,
-            "heads": 2,
-            "time_channels": 8,
-            "time_embed_dim": 16,
-        },
-        "conventions": {"view_selection": "even", "decode_chunk": 0, "time_id": "textbook"},
     },
-    "sampler": {"steps": 2},
-    "data": {"workers": 0},
-    "objective": {"lpips_weight": 0.0, "feedback_probability": 0.5},
-    "train": {
-        "steps": 4,
-        "batch_size": 2,
-        "save_every": 2,
-        "validate_every": 4,
-        "validate_objects": 1,
-        "log_every": 1,
-        "learning_rate": 1e-3,
-        "ema_decay": 0.9,
-    },
-}
+)
 
 
 def write_orbits(root: Path, count: int = 3) -> None:
@@ -103,9 +61,8 @@ def setting(tmp_path_factory) -> Path:
     """A folder with orbits and tiny.yaml."""
     root = tmp_path_factory.mktemp("train")
     write_orbits(root / "orbits")
-    config = json.loads(json.dumps(TINY))
-    config["data"]["root"] = str(root / "orbits")
-    (root / "tiny.yaml").write_text(yaml.safe_dump(config))
+    config = OmegaConf.merge(TINY, {"data": {"root": str(root / "orbits")}})
+    (root / "tiny.yaml").write_text(OmegaConf.to_yaml(config))
     return root
 
 
