@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from ouroboros3d.config import Config, check_config, load_config
+from ouroboros3d.config import Config, load_config
+from ouroboros3d.config_checks import check_config
 from ouroboros3d.errors import UserError
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent / "configs" / "small.yaml"

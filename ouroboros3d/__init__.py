@@ -5,6 +5,4 @@ import logging
 __version__ = "0.1.0"
 
 # Importing SVD's pipeline, of which only the image resize is used, would warn about image processors.
-logging.getLogger("transformers.utils.import_utils").addFilter(
-    lambda record: "torchvision" not in record.getMessage()
-)
+logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "torchvision" not in record.getMessage())

@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """The message is one line: what is wrong, and the way out. Entry scripts print it without a traceback."""
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot be used; the message is one line for the user."""

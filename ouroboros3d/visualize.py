@@ -130,9 +130,7 @@ def save_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 30) ->
             with process.stdin as pipe:
                 for frame in itertools.chain([first], frames):
                     if frame.shape != first.shape or frame.dtype != np.uint8:
-                        raise ValueError(
-                            f"frames must be uint8 {first.shape}, got {frame.dtype} {frame.shape}"
-                        )
+                        raise ValueError(f"frames must be uint8 {first.shape}, got {frame.dtype} {frame.shape}")
                     pipe.write(np.pad(frame, padding, mode="edge").tobytes())
             complete = True
         except BrokenPipeError:
@@ -161,9 +159,7 @@ def labelled_grid(
     A row's label stands to its left (it may have several lines), the column labels above.
     """
     if not rows or any(len(cells) != len(columns) for _, cells in rows):
-        raise ValueError(
-            f"a table wants rows of {len(columns)} pictures each, got {[len(cells) for _, cells in rows]}"
-        )
+        raise ValueError(f"a table wants rows of {len(columns)} pictures each, got {[len(cells) for _, cells in rows]}")
     pitch = cell + GAP
     table = Image.new("RGB", (LABEL_WIDTH + len(columns) * pitch, LABEL_HEIGHT + len(rows) * pitch), "white")
     draw = ImageDraw.Draw(table)

@@ -7,17 +7,9 @@ import pytest
 import yaml
 
 from ouroboros3d.build import build_models
-from ouroboros3d.config import (
-    BOUNDS,
-    CHOICES,
-    POSITIVE,
-    Config,
-    ConfigError,
-    as_kwargs,
-    config_from_dict,
-    load_config,
-    save_config,
-)
+from ouroboros3d.config import Config, as_kwargs, config_from_dict, load_config, save_config
+from ouroboros3d.config_checks import BOUNDS, CHOICES, POSITIVE
+from ouroboros3d.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 

@@ -130,9 +130,7 @@ def _to_rgba(picture: Image.Image, path: Path) -> Image.Image:
         white = 1.0 if picture.mode == "F" else 65535.0
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= white):  # written so that NaN fails too
-            raise ImageError(
-                f"{path}: its values, {low:g} to {high:g}, leave 0 to {white:g}; save it as 8-bit"
-            )
+            raise ImageError(f"{path}: its values, {low:g} to {high:g}, leave 0 to {white:g}; save it as 8-bit")
         alpha = np.where(values == picture.info.get("transparency"), 0, 255).astype(np.uint8)
         grey = np.rint(values / white * 255).astype(np.uint8)
         return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha))).convert("RGBA")
@@ -164,9 +162,7 @@ def _remove_background(picture: Image.Image, path: str | Path) -> Image.Image:
 def _rembg_session():
     import rembg
 
-    return rembg.new_session(
-        "u2net"
-    )  # the release's model; the newest rembg defaults to a non-commercial one
+    return rembg.new_session("u2net")  # the release's model; the newest rembg defaults to a non-commercial one
 
 
 def _too_large(path: Path) -> ImageError:

@@ -92,17 +92,9 @@ class OrbitDataset(Dataset):
         Raises DataError if data cannot be read and ValueError for bad settings.
         """
         if background != "random":
-            background = (
-                BACKGROUNDS.get(background, background) if isinstance(background, str) else background
-            )
-            if (
-                isinstance(background, str)
-                or len(background) != 3
-                or not all(0 <= x <= 1 for x in background)
-            ):
-                raise ValueError(
-                    f"background: {', '.join(BACKGROUNDS)}, random or rgb in [0, 1], got {background!r}"
-                )
+            background = BACKGROUNDS.get(background, background) if isinstance(background, str) else background
+            if isinstance(background, str) or len(background) != 3 or not all(0 <= x <= 1 for x in background):
+                raise ValueError(f"background: {', '.join(BACKGROUNDS)}, random or rgb in [0, 1], got {background!r}")
         if cache not in ("none", "memory"):
             raise ValueError(f"cache must be 'none' or 'memory', got {cache!r}")
         if not 0 <= color_jitter <= 1:
@@ -241,9 +233,7 @@ def read_meta(path: Path, frames: int) -> OrbitMeta:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         names = [location["frames"][0]["name"] for location in meta["locations"]]
-        c2w = torch.tensor(
-            [location["transform_matrix"] for location in meta["locations"]], dtype=torch.float64
-        )
+        c2w = torch.tensor([location["transform_matrix"] for location in meta["locations"]], dtype=torch.float64)
         fov = math.degrees(float(meta["camera_angle_x"]))
     except KeyError as error:
         raise DataError(f"{path}: has no {error}; {_RENDER_AGAIN}") from error
@@ -252,9 +242,7 @@ def read_meta(path: Path, frames: int) -> OrbitMeta:
     if len(names) != frames:
         raise DataError(f"{path}: has {len(names)} frames instead of {frames}; {_RENDER_AGAIN}")
     if c2w.shape[1:] != (4, 4) or not c2w.isfinite().all() or not 0 < fov < 180:
-        raise DataError(
-            f"{path}: a matrix is not 4 x 4 finite numbers, or camera_angle_x no angle; {_RENDER_AGAIN}"
-        )
+        raise DataError(f"{path}: a matrix is not 4 x 4 finite numbers, or camera_angle_x no angle; {_RENDER_AGAIN}")
     return OrbitMeta(names, c2w, fov)
 
 

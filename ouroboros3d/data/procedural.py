@@ -98,9 +98,7 @@ class _Builder:
         vertices = vertices * np.asarray(size)
         if tilt is not None:
             vertices = vertices @ tilt.T
-        colour, texture = self.palette[
-            (self.rng.integers(99) if paint is None else paint) % len(self.palette)
-        ]
+        colour, texture = self.palette[(self.rng.integers(99) if paint is None else paint) % len(self.palette)]
         part = {"vertices": vertices + np.asarray(position), "faces": faces, "colour": colour}
         if texture is not None:
             part |= {"uv": uv, "texture": texture}
@@ -131,11 +129,7 @@ class _Builder:
             return sphere()
         if kind == 3:
             return cylinder(0.0)
-        return (
-            torus(rng.uniform(0.15, 0.4))
-            if kind == 4
-            else cylinder(rng.uniform(0.3, 0.8), rng.integers(3, 8))
-        )
+        return torus(rng.uniform(0.15, 0.4)) if kind == 4 else cylinder(rng.uniform(0.3, 0.8), rng.integers(3, 8))
 
 
 def _about_z(degrees: float) -> np.ndarray:
