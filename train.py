@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from ouroboros3d.build import build_dataset, build_models, build_objective
+from ouroboros3d.build import build_dataset, build_models, build_objective, check_renderer
 from ouroboros3d.checkpoint import save_checkpoint
 from ouroboros3d.config import load_config, save_config
 from ouroboros3d.errors import UserError
@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> None:
         export=lambda folder: save_checkpoint(folder, models, dtype=torch.float16, frozen=own_parts),
         cpu=options.device == "cpu" or not torch.cuda.is_available(),  # else processes would not find each other
     )
+    check_renderer(config, trainer.accelerator.device)
     models.to(trainer.accelerator.device)
     trainer.validate = Validation(models, config, build_dataset(config, "val"), trainer.accelerator.device)
     save_config(config, trainer.folder / "config.yaml")

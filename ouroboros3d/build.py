@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ouroboros3d.checkpoint import (
 )
 from ouroboros3d.config import Config, ModelConfig, PretrainedConfig
 from ouroboros3d.data.orbits import OrbitDataset
+from ouroboros3d.errors import ConfigError
 from ouroboros3d.interfaces import Renderer
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet
@@ -123,6 +125,19 @@ def build_renderer(config: Config) -> Renderer:
     """The renderer with the configured rules and background; gsplat on CUDA, numba on a CPU."""
     background = BACKGROUNDS.get(config.data.background, BACKGROUNDS["white"])
     return functools.partial(render, background=background, rules=config.model.conventions.renderer)
+
+
+def check_renderer(config: Config, device: torch.device) -> None:
+    """Refuses a renderer that cannot run on the device, before minutes of loading. Raises ConfigError."""
+    if device.type != "cuda":
+        return
+    if importlib.util.find_spec("gsplat") is None:
+        raise ConfigError("rendering on CUDA needs gsplat: pip install 'gsplat>=1.5.3', or use --device cpu")
+    if config.model.conventions.renderer == "release":
+        raise ConfigError(
+            "model.conventions.renderer = 'release': on CUDA gsplat renders, which cannot follow it; set it "
+            "to gsplat, or use --device cpu"
+        )
 
 
 def build_sampler(models: Models, config: Config) -> Sampler:

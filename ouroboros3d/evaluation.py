@@ -15,7 +15,7 @@ from ouroboros3d.sampler import last_step
 from ouroboros3d.visualize import labelled_grid
 
 
-def first_batch(dataset: Dataset, count: int) -> OrbitBatch:
+def first_batch(dataset: Dataset | list[dict], count: int) -> OrbitBatch:
     """`count` items spread evenly over the dataset."""
     count = min(count, len(dataset))
     return OrbitBatch.collate([dataset[i * len(dataset) // count] for i in range(count)])
@@ -29,9 +29,17 @@ class Validation:
     foreground, and their gap, the paper's delta. View 0 shows the input and is left out.
     """
 
-    def __init__(self, models: Models, config: Config, dataset: Dataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        models: Models,
+        config: Config,
+        dataset: Dataset | list[dict],
+        device: torch.device,
+        objects: int | None = None,
+    ) -> None:
+        """`objects` of the dataset are looked at, by default `train.validate_objects`."""
         self.models, self.config, self.device = models, config, device
-        self.batch = first_batch(dataset, config.train.validate_objects).to(device)
+        self.batch = first_batch(dataset, objects or config.train.validate_objects).to(device)
         self.renderer = build_renderer(config)
 
     @torch.no_grad()
@@ -44,6 +52,11 @@ class Validation:
             scores, pictures["loop"] = self._loop()
             values |= scores
         return values, pictures
+
+    def repeat_baseline(self) -> dict[str, float]:
+        """Scores of showing the input view for every novel one."""
+        truth = self.batch.images * 0.5 + 0.5
+        return self._scores("repeat", truth[:, :1].expand_as(truth), list(range(1, truth.shape[1])))
 
     def _reconstructor(self) -> tuple[dict[str, float], Image]:
         batch, lgm = self.batch, self.models.lgm

@@ -11,7 +11,6 @@ The results of a picture appear together, when all of them are complete, or not 
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 import time
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ouroboros3d.build import BACKGROUNDS, build_cameras, build_models, build_sampler
+from ouroboros3d.build import BACKGROUNDS, build_cameras, build_models, build_sampler, check_renderer
 from ouroboros3d.config import Config, ConfigError
 from ouroboros3d.data.image import ConditionImage, load_condition_image
 from ouroboros3d.errors import UserError
@@ -74,8 +73,7 @@ class Pipeline:
             dtype = "bf16" if self.device.type == "cuda" else "float32"
         if config.model.pretrained.checkpoint is None:
             raise ConfigError("model.pretrained.checkpoint is not set: name a checkpoint folder with --ckpt")
-        if self.device.type == "cuda":
-            _check_gsplat(config)
+        check_renderer(config, self.device)
         with _gpu_memory():
             models = build_models(config.model).to(self.device, DTYPES[dtype])
         self.sampler = build_sampler(models, config)
@@ -214,17 +212,6 @@ def _gpu_memory() -> Iterator[None]:
             "the GPU's memory is too small, or in use by others; --dtype bf16 needs half of float32's, "
             "--device cpu none"
         ) from error
-
-
-def _check_gsplat(config: Config) -> None:
-    """The renderer on CUDA, asked for before minutes of loading."""
-    if importlib.util.find_spec("gsplat") is None:
-        raise DeviceError("rendering on CUDA needs gsplat: pip install 'gsplat>=1.5.3', or use --device cpu")
-    if config.model.conventions.renderer == "release":
-        raise ConfigError(
-            "model.conventions.renderer = 'release': on CUDA gsplat renders, which cannot follow it; set it "
-            "to gsplat, or use --device cpu"
-        )
 
 
 def _check_ffmpeg() -> None:

@@ -13,6 +13,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from ouroboros3d import build
 from ouroboros3d.build import build_cameras, build_models
 from ouroboros3d.config import ConventionsConfig, ModelConfig, as_kwargs, load_config
+from ouroboros3d.errors import ConfigError
 from ouroboros3d.models.svd import make_image_encoder, make_vae, time_ids
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -98,3 +99,17 @@ def test_the_baseline_s_networks_fit_each_other(baseline):
     assert views.shape == (1, 8, 3, 512, 512)
     gaussians = models.lgm(views, cameras, torch.empty((), device="meta"))
     assert gaussians.means.shape == (1, 65536, 3)
+
+
+def test_cuda_refuses_a_renderer_it_does_not_have(monkeypatch):
+    cuda = torch.device("cuda")
+    config = load_config(CONFIGS / "small" / "model.yaml")
+    build.check_renderer(config, torch.device("cpu"))
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install 'gsplat"):
+        build.check_renderer(config, cuda)
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: object())
+    build.check_renderer(config, cuda)
+    config.model.conventions.renderer = "release"
+    with pytest.raises(ConfigError, match=r"model\.conventions\.renderer.*set it to gsplat"):
+        build.check_renderer(config, cuda)
