@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
         build_dataset(config, "train"),
         config.train,
         export=lambda folder: save_checkpoint(folder, models, dtype=torch.float16, frozen=own_parts),
-        cpu=options.device == "cpu" or not torch.cuda.is_available(),  # else processes would not find each other
+        cpu=options.device == "cpu",
     )
     check_renderer(config, trainer.accelerator.device)
     models.to(trainer.accelerator.device)

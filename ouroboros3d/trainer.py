@@ -112,7 +112,7 @@ class Trainer:
             gradient_accumulation_steps=config.gradient_accumulation,
             log_with=tracker,
             project_config=ProjectConfiguration(project_dir=str(self.folder), logging_dir=str(self.folder)),
-            cpu=cpu,
+            cpu=cpu or not torch.cuda.is_available(),  # said, or processes on CPUs would not find each other
         )
         if len(dataset) == 0:
             raise TrainingError("the training set is empty")
