@@ -22,7 +22,7 @@ from ouroboros3d.checkpoint import (
     read_state,
 )
 from ouroboros3d.config import Config, ModelConfig, PretrainedConfig
-from ouroboros3d.data.orbits import OrbitDataset
+from ouroboros3d.data.orbits import BACKGROUNDS, OrbitDataset
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.interfaces import Renderer
 from ouroboros3d.models.lgm import LGM
@@ -33,7 +33,6 @@ from ouroboros3d.rendering import render
 from ouroboros3d.sampler import Sampler
 
 ROOT = Path(__file__).parents[1]  # of the repository
-BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
 
 
 @dataclass
@@ -123,7 +122,7 @@ def from_pretrained(cls: type, source: str, part: str):
 
 def build_renderer(config: Config) -> Renderer:
     """The renderer with the configured rules and background; gsplat on CUDA, numba on a CPU."""
-    background = BACKGROUNDS.get(config.data.background, BACKGROUNDS["white"])
+    background = BACKGROUNDS[config.data.background]
     return functools.partial(render, background=background, rules=config.model.conventions.renderer)
 
 

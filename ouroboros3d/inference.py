@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ouroboros3d.build import BACKGROUNDS, build_cameras, build_models, build_sampler, check_renderer
+from ouroboros3d.build import build_cameras, build_models, build_sampler, check_renderer
 from ouroboros3d.config import Config, ConfigError
 from ouroboros3d.data.image import ConditionImage, load_condition_image
+from ouroboros3d.data.orbits import BACKGROUNDS
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import OutputError, check_writable_dir, staged
 from ouroboros3d.gaussians import save_ply

@@ -208,16 +208,6 @@ def steps_picture(
     return labelled_grid(table, columns, cell)
 
 
-def comparison_grid(truth: Tensor | None, views: Tensor, rendered: Tensor, cell: int = 128) -> Image.Image:
-    """The ground truth (if there is one), the decoded views and the rendered Gaussians above each other.
-
-    All [V, 3, H, W] in [0, 1], of the same cameras.
-    """
-    rows = [("truth", truth), ("views", views), ("3D", rendered)]
-    columns = [f"view {i}" for i in range(len(views))]
-    return labelled_grid([(name, list(images)) for name, images in rows if images is not None], columns, cell)
-
-
 def _shrink(images: Tensor, cell: int) -> Tensor:
     images = images.detach().float()
     if images.shape[-1] > cell:

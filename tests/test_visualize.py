@@ -19,7 +19,6 @@ from ouroboros3d.visualize import (
     LABEL_HEIGHT,
     LABEL_WIDTH,
     StepImages,
-    comparison_grid,
     labelled_grid,
     save_image,
     save_video,
@@ -103,9 +102,7 @@ def test_a_failed_image_leaves_nothing(tmp_path):
 # ---------------------------------------------------------------- turntable
 
 
-@pytest.mark.parametrize(
-    "elevation, tilt", [(0.0, 0.0), (20.0, 0.0), (0.0, 30.0), (-10.0, 25.0), (30.0, 30.0)]
-)
+@pytest.mark.parametrize("elevation, tilt", [(0.0, 0.0), (20.0, 0.0), (0.0, 30.0), (-10.0, 25.0), (30.0, 30.0)])
 def test_the_turntable_circles_the_objects_up_axis(elevation, tilt):
     cameras = turntable_cameras(elevation=elevation, tilt=tilt)
     centers, c2w = cameras.centers[0], cameras.c2w[0]
@@ -230,9 +227,7 @@ def test_labelled_grid_puts_each_picture_in_its_cell():
 
 def test_steps_picture_samples_from_first_to_last():
     steps = [
-        StepImages(
-            i, 700.0 / (i + 1), {"views": flat(*[i / 25] * 8), "rgb": flat(*[j / 8 for j in range(8)])}
-        )
+        StepImages(i, 700.0 / (i + 1), {"views": flat(*[i / 25] * 8), "rgb": flat(*[j / 8 for j in range(8)])})
         for i in range(25)
     ]
     picture = steps_picture([step.small(4) for step in steps], rows=4, views=(0, 4), cell=16)
@@ -243,11 +238,3 @@ def test_steps_picture_samples_from_first_to_last():
     assert steps[0].small(4).groups["rgb"].shape == (8, 3, 4, 4)
     with pytest.raises(ValueError, match="no steps"):
         steps_picture([])
-
-
-def test_comparison_grid_has_a_row_for_the_truth_only_if_there_is_one():
-    with_truth = comparison_grid(flat(0.2, 0.2), flat(0.4, 0.4), flat(0.6, 0.6), cell=32)
-    assert [corner(with_truth, y, 1, 32) for y in range(3)] == [51, 102, 153]
-    without = comparison_grid(None, flat(0.4, 0.4), flat(0.6, 0.6), cell=32)
-    assert [corner(without, y, 0, 32) for y in range(2)] == [102, 153]
-    assert with_truth.height - without.height == 32 + GAP
