@@ -246,7 +246,7 @@ class TrainConfig:
     validate_objects: int = 4
     log_every: int = 20
     tracker: str = "tensorboard"  # tensorboard | wandb | none
-    time_budget: str = ""  # e.g. "90m": save and stop after this long; empty is unlimited
+    time_budget: str = ""  # e.g. "90m": save and stop after this long (a cosine ends then); empty is unlimited
 
 
 @dataclass

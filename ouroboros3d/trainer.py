@@ -132,14 +132,14 @@ class Trainer:
             else None
         )
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.step, self.seconds = 0, 0.0
+        self._budget = parse_duration(config.time_budget)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer.optimizer, self._learning_rate_factor)
         self.accelerator.register_for_checkpointing(self.schedule)
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
             self.accelerator.register_for_checkpointing(self.ema)
-        self.step, self.seconds = 0, 0.0
         self._saved_step = None
-        self._budget = parse_duration(config.time_budget)
         self._stop_reason = ""
 
     def run(self) -> int:
@@ -183,11 +183,12 @@ class Trainer:
         return self.step
 
     def _should_stop(self) -> bool:
-        """Whether a signal came or the time budget is used up; the same answer in every process."""
+        """Whether a signal came or the time budget is used up; the same answer, and clock, in every process."""
+        state = torch.tensor([float(bool(self._stop_reason)), self.seconds], device=self.accelerator.device)
+        stop, self.seconds = self.accelerator.reduce(state, "mean").tolist()
         if self._budget and self.seconds > self._budget:
             self._stop_reason = f"the time budget of {self.config.time_budget} is used up"
-        stop = torch.tensor(float(bool(self._stop_reason)), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(stop, "sum") > 0)
+        return stop > 0 or (bool(self._budget) and self.seconds > self._budget)
 
     def _train_step(self, batches: Iterator) -> dict[str, float]:
         """One optimiser step over all micro-batches; returns this process's mean losses."""
@@ -221,12 +222,15 @@ class Trainer:
         return self.accelerator.unwrap_model(self.objective)
 
     def _learning_rate_factor(self, step: int) -> float:
-        """Linear warm-up, then constant or half a cosine down to zero at `config.steps`."""
+        """Linear warm-up, then constant or half a cosine down to zero at `config.steps` or at the end of the time
+        budget, whichever comes first."""
         config = self.config
         warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
         if config.schedule == "constant":
             return warm
         progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+        if self._budget:
+            progress = max(progress, self.seconds / self._budget)
         return warm * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
     @contextlib.contextmanager
