@@ -4,8 +4,8 @@
     python scripts/train_frozen_parts.py vae --config configs/small/vae.yaml
     python scripts/train_frozen_parts.py image_encoder --config configs/small/image_encoder.yaml
 
-VAE: weighted squared error with a chroma term and a little KL on orbits of views, so that the temporal decoder
-learns to treat them as frames. Image encoder: two views of an object must embed closer than those of other objects
+VAE: squared error in opponent colours and a little KL on orbits of views, so that the temporal decoder learns to
+treat them as frames. Image encoder: two views of an object must embed closer than those of other objects
 (InfoNCE), which keeps what is common to an object's views: its colours and kind.
 Writes `<train.output_dir>/export/vae.safetensors` or `image_encoder.safetensors`, and pictures beside it.
 """
@@ -32,9 +32,13 @@ from ouroboros3d.trainer import Trainer, TrainingError
 from ouroboros3d.visualize import view_grid
 
 KL_WEIGHT = 1e-3  # per latent number: keeps latents centred and of about unit variance
-CHROMA_WEIGHT = 5.0  # colours have little energy: without this they are learned long after shapes
 FOREGROUND_WEIGHT = 4.0  # two thirds of a view are background
-GUIDE_WEIGHT = 0.3  # the first three latent channels follow the small picture itself: see VAEObjective
+GUIDE_WEIGHT = 0.5  # the first three latent channels follow the small picture itself: see VAEObjective
+# Luma, red against green, yellow against blue, each over its standard deviation inside objects (views in [-1, 1]):
+# in rgb the hues have a hundredth of the energy of light and dark, and are learned long after shapes or never.
+OPPONENT = torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]) / torch.tensor([3.0, 2, 6]).sqrt()[:, None]
+OPPONENT_SCALE = torch.tensor([0.8, 0.25, 0.25])
+LUMA_MEAN = 1.34  # of whole views, mostly white background
 TEMPERATURE = 0.1
 
 
@@ -42,7 +46,7 @@ class VAEObjective(nn.Module):
     """Reconstruction of all views of each orbit through the temporal decoder.
 
     From random weights colours are a saddle: the encoder does not write what the decoder does not read. So the first
-    three latent channels are pulled to the picture at the latents' size, stretched to about unit variance.
+    three latent channels are pulled to the picture at the latents' size, in opponent colours of about unit variance.
     """
 
     collate = staticmethod(OrbitBatch.collate)
@@ -62,17 +66,22 @@ class VAEObjective(nn.Module):
         posterior = self.vae.encode(images).latent_dist
         latents = posterior.mean + posterior.std * noise
         decoded = self.vae.decode(latents, num_frames=views).sample.float()
-        difference = decoded - images
-        chroma = difference - difference.mean(1, keepdim=True)
-        small = 2.5 * F.adaptive_avg_pool2d(images, latents.shape[-1]) - 1.5
+        small = opponent(F.adaptive_avg_pool2d(images, latents.shape[-1]))
         weight = 1 + FOREGROUND_WEIGHT * batch.alpha.flatten(0, 1)
         losses = {
-            "mse": (weight * difference**2).mean(),  # an L1's median is grey until a colour is nearly certain
-            "chroma": CHROMA_WEIGHT * (weight * chroma**2).mean(),
+            # Squared: an L1's median is grey until a colour is nearly certain.
+            "views": (weight * (opponent(decoded) - opponent(images)) ** 2).mean(),
             "guide": GUIDE_WEIGHT * F.mse_loss(posterior.mean[:, :3].float(), small),
             "kl": KL_WEIGHT * 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean(),
         }
         return losses | {"total": sum(losses.values())}
+
+
+def opponent(images: Tensor) -> Tensor:
+    """Views [n, 3, h, w] in [-1, 1] as luma, red-green and yellow-blue of about unit variance."""
+    matrix = (OPPONENT / OPPONENT_SCALE[:, None]).to(images)
+    channels = torch.einsum("ij,njhw->nihw", matrix, images)
+    return channels - channels.new_tensor([LUMA_MEAN / OPPONENT_SCALE[0], 0, 0])[:, None, None]
 
 
 class ContrastiveObjective(nn.Module):
@@ -107,6 +116,14 @@ def normalise(images: Tensor) -> Tensor:
     return (images * 0.5 + 0.5 - mean) / std
 
 
+@torch.no_grad()
+def see_colours(vae: nn.Module) -> None:
+    """Lets the untrained encoder's first layer see opponent colours, luma and hues at equal strength."""
+    matrix = OPPONENT / OPPONENT_SCALE[:, None]
+    weight = vae.encoder.conv_in.weight
+    weight.copy_(torch.einsum("oihw,ij->ojhw", weight, matrix.to(weight)))
+
+
 def vae_validation(vae: nn.Module, config: Config):
     """PSNR over everything and over the foreground of held-out views, and their picture."""
     dataset = build_dataset(config, "val")
@@ -119,7 +136,12 @@ def vae_validation(vae: nn.Module, config: Config):
         decoded = vae.decode(posterior.mean, num_frames=batch.images.shape[1]).sample.clamp(-1, 1)
         truth, made = images * 0.5 + 0.5, decoded * 0.5 + 0.5
         pairs = torch.stack([x.unflatten(0, batch.images.shape[:2]) for x in (truth, made)], dim=1)
+        seen = batch.alpha.flatten(0, 1).expand_as(truth) > 0.5
+        (_, *hues), (_, *made_hues) = (opponent(x * 2 - 1).unbind(1) for x in (truth, made))
+        gain = [(a * b)[seen[:, 0]].sum() / (b * b)[seen[:, 0]].sum() for a, b in zip(made_hues, hues, strict=True)]
         values = {
+            "red_green": gain[0].item(),  # 1: hues come out as strong as they are, 0: grey
+            "yellow_blue": gain[1].item(),
             "psnr": psnr(made, truth).mean().item(),
             "psnr_foreground": psnr(made, truth, batch.alpha.flatten(0, 1) > 0.5).mean().item(),
             "latent_mean": posterior.mean.mean().item(),
@@ -141,6 +163,8 @@ def main(arguments: list[str]) -> None:
         module = make_vae(config.model.vae)
         if (start := config.model.pretrained.vae) is not None:
             fit_state(module, read_state(start), start)
+        else:
+            see_colours(module)
         objective, validate = VAEObjective(module), vae_validation(module, config)
     else:
         module = make_image_encoder(config.model.image_encoder)
