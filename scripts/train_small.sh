@@ -1,15 +1,28 @@
 #!/usr/bin/env bash
-# From nothing to the small model in checkpoints/small: objects, orbits, and the four stages of configs/small/.
+# From nothing to the small model in checkpoints/small: objects, orbits, and the stages of configs/small/.
 #
-#   scripts/train_small.sh [minutes for the diffusion model] [minutes for joint training]
+#   scripts/train_small.sh [--budget 4h]
 #
+# The budget is the training time of all stages together (rendering the orbits takes some minutes on top); every long
+# stage gets its share, and its learning rate ends with it. More is better: see checkpoints/small/README.md.
 # Every part can be interrupted and repeated: what is finished is skipped, what is not goes on where it was.
 # Needs `apt-get download` (or the package's .deb, see scripts/get_furniture.py) and pip's trimesh, embreex, scipy.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH=. OMP_WAIT_POLICY=PASSIVE
 python="${PYTHON:-python}"
-unet_minutes="${1:-180}" joint_minutes="${2:-60}"
+budget=4h
+case "${1:-}" in
+  "") ;;
+  --budget) budget="${2:-}" ;;
+  *) budget="" ;;
+esac
+case "$budget" in
+  *[0-9]h) seconds=$((${budget%h} * 3600)) ;;
+  *[0-9]m) seconds=$((${budget%m} * 60)) ;;
+  *) echo "error: scripts/train_small.sh [--budget 7h], in whole h or m" >&2; exit 2 ;;
+esac
+share() { echo "train.time_budget=$((seconds * $1 / 100))s"; }
 
 [[ -f data/furniture/assets.csv ]] || "$python" scripts/get_furniture.py --out data/furniture
 "$python" scripts/render_orbits.py --assets data/furniture/assets.csv --out data/orbits64 --size 64 --depth 32
@@ -22,11 +35,11 @@ mkdir -p data/small64
 for split in val test; do sed 's#^#../orbits64/#' "data/orbits64/$split.txt" > "data/small64/$split.txt"; done
 
 "$python" scripts/train_frozen_parts.py vae --config configs/small/vae_colours.yaml
-"$python" scripts/train_frozen_parts.py vae --config configs/small/vae.yaml
+"$python" scripts/train_frozen_parts.py vae --config configs/small/vae.yaml "$(share 10)"
 "$python" scripts/train_frozen_parts.py image_encoder --config configs/small/image_encoder.yaml
 "$python" train.py --config configs/small/lgm_positions.yaml
-"$python" train.py --config configs/small/lgm.yaml
-"$python" train.py --config configs/small/unet.yaml train.time_budget="${unet_minutes}m"
-"$python" train.py --config configs/small/joint.yaml train.time_budget="${joint_minutes}m"
+"$python" train.py --config configs/small/lgm.yaml "$(share 20)"
+"$python" train.py --config configs/small/unet.yaml "$(share 45)"
+"$python" train.py --config configs/small/joint.yaml "$(share 20)"
 mkdir -p checkpoints/small
 cp runs/small/joint/export/*.safetensors checkpoints/small/
