@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
 from ouroboros3d.cameras import Cameras, frame_indices, orbit
@@ -42,6 +43,19 @@ class Models:
     unet: MultiViewUNet
     lgm: LGM
     svd: SVDParts
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """What is counted, trained or frozen by itself; `objective.freeze` has the first four names."""
+        unet = self.unet
+        return {
+            "unet": unet.unet,
+            "adapters": unet.cond_encoder,
+            "rays": nn.ModuleList([*unet.down_plucker, unet.mid_plucker, *unet.up_plucker]),
+            "lgm": self.lgm,
+            "vae": self.svd.vae,
+            "image_encoder": self.svd.image_encoder,
+        }
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Models:
         """Moves and, for inference, casts the networks; training keeps float32 weights under autocast."""
@@ -151,11 +165,17 @@ def build_cameras(config: Config) -> Cameras:
     return orbit(azimuths, c.elevation, c.distance, c.fov)
 
 
+def freeze(models: Models, config: Config) -> None:
+    """Leaves gradients to the parts that `objective` trains."""
+    for name, part in models.parts.items():
+        part.requires_grad_(name in config.objective.trained)
+    for network in (models.unet, models.lgm):
+        network.train(any(p.requires_grad for p in network.parameters()))
+
+
 def build_objective(models: Models, config: Config) -> Objective:
     """The joint objective of the parts that are trained; the others are frozen."""
-    models.unet.requires_grad_(config.objective.diffusion).train(config.objective.diffusion)
-    trains_lgm = config.objective.reconstruction != "none"
-    models.lgm.requires_grad_(trains_lgm).train(trains_lgm)
+    freeze(models, config)
     if config.train.gradient_checkpointing:
         models.unet.unet.enable_gradient_checkpointing()
         models.lgm.unet.gradient_checkpointing = True
@@ -178,6 +198,7 @@ def build_dataset(config: Config, split: str) -> OrbitDataset:
         cache=data.cache,
         load_alpha=True,
         load_depth=data.depth and train,
+        extra_views=config.objective.extra_views if train else 0,
         frames=config.cameras.orbit_frames,
         seed=config.train.seed,
     )

@@ -105,6 +105,7 @@ class LGMConfig:
     groups: int = 32
     time_channels: int = 128
     time_embed_dim: int = 512
+    noise_level: bool = True  # false: always told c_noise 0, plain LGM (for networks that were not trained jointly)
 
 
 @dataclass
@@ -163,6 +164,7 @@ class SamplerConfig:
     feedback_from: int = 0  # first step that receives feedback (the paper's schedule table)
     feedback_to: int | None = None  # first step that no longer does
     feedback_every: int = 1  # feed back after every n-th step only
+    feedback_of: str = "own"  # own | another: a control, each object is fed the maps of the next in its batch
     noise_augmentation: float = 0.02  # noise on the condition image before the VAE
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
@@ -204,23 +206,42 @@ class DataConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """The joint objective (Sec. 3.4; METHOD section 5). Defaults are the release's."""
+    """The joint objective (Sec. 3.4). Defaults are the release's; where the paper differs the comment says so, and
+    docs/training.md has the table. Modes of training:
 
-    diffusion: bool = True  # train the multi-view U-Net
-    reconstruction: str = "both"  # none | clean | predicted | both: which views the reconstructor is trained on
+    joint       the defaults: one optimiser over both networks
+    separate    first the U-Net alone: reconstruction=none feedback_probability=0; then LGM alone: diffusion=false
+                reconstruction=clean
+    frozen      some parts of a joint run: freeze=[...]. reconstruction=none with feedback_probability > 0 trains the
+                U-Net on maps of an LGM that stays as it is
+    """
+
+    diffusion: bool = True  # the diffusion loss; false: the U-Net is neither run nor trained
+    reconstruction: str = "both"  # none | clean | predicted | both: of which views. none: LGM is not trained
+    freeze: list[str] = _list()  # of unet (SVD's own weights), adapters, rays, lgm: kept as they are
+    extra_views: int = 0  # further random views that renderings are compared to; the paper says 4 (8 + 4)
     sigma_mean: float = 1.0  # ln sigma ~ N(mean, std^2)
     sigma_std: float = 1.6
     condition_sigma_mean: float = -3.0
     condition_sigma_std: float = 0.5
     dropout: float = 0.1
-    feedback_probability: float = 0.5
+    feedback_probability: float = 0.5  # of a second pass that sees the rendered maps
+    feedback: list[str] | None = None  # maps it sees, the others are zero; null: all of model.multiview.feedback
     second_loss: str = "replace"  # replace | add: what the loss of the second pass does to the first's
-    detach_feedback: bool = False  # the paper detaches the maps
-    decode_gradient: bool = False  # the paper lets reconstruction reach the U-Net through the decoder
-    image_loss: str = "l1"  # l1 | mse
+    detach_feedback: bool = False  # paper: true. Else the second loss also trains LGM, through the maps
+    decode_gradient: bool = False  # paper: true. The reconstruction loss trains the U-Net too, through the decoder
+    image_loss: str = "l1"  # l1 | mse (the paper's draft)
     lpips_weight: float = 1.0
+    lpips_warmup_steps: int = 0  # optimiser steps over which the weight rises from 0; neither paper nor release
     alpha_weight: float = 0.0  # MSE of the rendered alpha, an extra of ours (LGM has it)
     position_weight: float = 0.0  # L1 of the Gaussians' positions to unprojected depth, an extra of ours
+
+    @property
+    def trained(self) -> list[str]:
+        """The parts that are trained: those with a loss that are not frozen."""
+        with_loss = ["unet", "adapters", "rays"] if self.diffusion else []
+        with_loss += ["lgm"] if self.reconstruction != "none" else []
+        return [part for part in with_loss if part not in self.freeze]
 
 
 @dataclass

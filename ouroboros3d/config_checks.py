@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ouroboros3d.config import Config, LGMConfig, ModelConfig
 
 MAPS = ("rgb", "ccm")  # the feedback maps there are
+PARTS = ("unet", "adapters", "rays", "lgm")  # what can be frozen by itself
 CHOICES = {
     "model.conventions.temporal_context": ("release", "textbook"),
     "model.conventions.rays": ("release", "textbook"),
@@ -28,6 +29,7 @@ CHOICES = {
     "model.conventions.clip_training_image": ("noised", "clean"),
     "model.lgm.positions": ("absolute", "ray"),
     "model.image_encoder.hidden_act": ("gelu", "quick_gelu"),
+    "sampler.feedback_of": ("own", "another"),
     "data.background": ("white", "black", "grey"),
     "data.cache": ("none", "memory"),
     "objective.reconstruction": ("none", "clean", "predicted", "both"),
@@ -58,7 +60,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
             *("model.multiview.ray_octaves", "model.conventions.decode_chunk", "sampler.feedback_from"),
             *("sampler.feedback_to", "sampler.noise_augmentation", "data.workers", "objective.sigma_std"),
             *("objective.condition_sigma_std", "objective.lpips_weight", "objective.alpha_weight"),
-            *("objective.position_weight", "train.warmup_steps", "train.weight_decay"),
+            *("objective.position_weight", "objective.extra_views", "objective.lpips_warmup_steps"),
+            *("train.warmup_steps", "train.weight_decay"),
         ),
         (0, _INF),
     ),
@@ -81,6 +84,7 @@ def check_config(config: Config) -> None:
     _check_diffusion_networks(config.model)
     _check_reconstructor(config.model.lgm)
     _check_use(config)
+    _check_objective(config)
 
 
 def _require(ok: bool, key: str, value: Any, want: str) -> None:
@@ -177,7 +181,7 @@ def _check_diffusion_networks(model: ModelConfig) -> None:
     _require(
         model.image_size % smallest == 0, "model.image_size", model.image_size, f"must be a multiple of {smallest}"
     )
-    _require_maps("model.multiview.feedback", model.multiview.feedback, MAPS)
+    _require_subset("model.multiview.feedback", model.multiview.feedback, MAPS)
     heads, hidden = encoder.num_attention_heads, encoder.hidden_size
     _require(
         heads > 0 and hidden % heads == 0,
@@ -193,9 +197,9 @@ def _check_diffusion_networks(model: ModelConfig) -> None:
     )
 
 
-def _require_maps(key: str, maps: list[str], known: Sequence[str]) -> None:
+def _require_subset(key: str, values: list[str], known: Sequence[str]) -> None:
     want = f"must be a subset of {list(known)}, without repetition"
-    _require(set(maps) <= set(known) and len(set(maps)) == len(maps), key, maps, want)
+    _require(set(values) <= set(known) and len(set(values)) == len(values), key, values, want)
 
 
 def _check_reconstructor(lgm: LGMConfig) -> None:
@@ -239,7 +243,7 @@ def _check_reconstructor(lgm: LGMConfig) -> None:
 
 def _check_use(config: Config) -> None:
     """Cameras, sampling and training, among themselves and with the model."""
-    cameras, sampler, turntable, objective = config.cameras, config.sampler, config.turntable, config.objective
+    cameras, sampler, turntable = config.cameras, config.sampler, config.turntable
     views, frames, wanted = cameras.num_views, cameras.orbit_frames, config.model.lgm.num_input_views
     _require(0 < views <= frames, "cameras.num_views", views, f"must lie in 1 .. cameras.orbit_frames = {frames}")
     want = f"the reconstructor reads model.lgm.num_input_views = {wanted}"
@@ -256,8 +260,18 @@ def _check_use(config: Config) -> None:
     _require(len(sampler.guidance) == 2, "sampler.guidance", sampler.guidance, "wants [first view, last view]")
     low, high = sampler.scheduler.sigma_min, sampler.scheduler.sigma_max
     _require(low < high, "sampler.scheduler.sigma_min", low, f"must be less than sigma_max = {high}")
-    _require_maps("sampler.feedback", sampler.feedback, config.model.multiview.feedback)
-    trains_3d = objective.reconstruction
+    _require_subset("sampler.feedback", sampler.feedback, config.model.multiview.feedback)
+    betas = config.train.betas
+    _require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "train.betas", betas, "wants two numbers in [0, 1)")
+    _require(0 <= config.train.ema_decay < 1, "train.ema_decay", config.train.ema_decay, "must lie in [0, 1)")
+
+
+def _check_objective(config: Config) -> None:
+    """Switches of the objective that contradict each other, or that would train nothing."""
+    objective = config.objective
+    _require_subset("objective.freeze", objective.freeze, PARTS)
+    trains_3d, frozen, trained = objective.reconstruction, objective.freeze, objective.trained
+    trains_unet = any(part != "lgm" for part in trained)
     _require(
         objective.diffusion or trains_3d != "none",
         "objective.diffusion",
@@ -270,12 +284,58 @@ def _check_use(config: Config) -> None:
         trains_3d,
         "without objective.diffusion only clean views exist: must be clean",
     )
+    _require(len(trained) > 0, "objective.freeze", frozen, "nothing would be trained: leave a part out")
+    want = "wants predicted views and a part of the U-Net to train: objective.reconstruction=predicted or both"
+    reaches_unet = trains_3d in ("predicted", "both") and trains_unet
+    _require(reaches_unet or not objective.decode_gradient, "objective.decode_gradient", True, want)
+    want = "with lgm in objective.freeze must be none, or predicted with objective.decode_gradient=true"
+    useful = trains_3d == "none" or (trains_3d == "predicted" and objective.decode_gradient)
+    _require(useful or "lgm" not in frozen, "objective.reconstruction", trains_3d, want)
+    maps_train_lgm = objective.feedback_probability > 0 and not objective.detach_feedback
+    _require(
+        trains_unet or not objective.diffusion or trains_3d in ("predicted", "both") or maps_train_lgm,
+        "objective.freeze",
+        frozen,
+        "all of the U-Net is frozen and no loss needs its views: set objective.diffusion=false",
+    )
+
+    known = config.model.multiview.feedback
+    maps = known if objective.feedback is None else objective.feedback
+    _require_subset("objective.feedback", maps, known)
+    _require(
+        objective.feedback != [] or objective.feedback_probability == 0,
+        "objective.feedback_probability",
+        objective.feedback_probability,
+        "without feedback maps a second pass would repeat the first: must be 0",
+    )
+    _require(
+        objective.feedback is None or set(config.sampler.feedback) <= set(maps),
+        "sampler.feedback",
+        config.sampler.feedback,
+        f"training feeds back objective.feedback = {maps} alone: must be a subset of it",
+    )
+
+    views, frames = config.cameras.num_views, config.cameras.orbit_frames
+    _require(
+        views + objective.extra_views <= frames,
+        "objective.extra_views",
+        objective.extra_views,
+        f"orbits have cameras.orbit_frames = {frames} views, of which num_views takes {views}",
+    )
+    for key, value in (
+        ("objective.extra_views", objective.extra_views),
+        ("objective.lpips_warmup_steps", objective.lpips_warmup_steps),
+    ):
+        _require(value == 0 or trains_3d != "none", key, value, "needs objective.reconstruction: nothing is rendered")
+    _require(
+        objective.lpips_warmup_steps == 0 or objective.lpips_weight > 0,
+        "objective.lpips_warmup_steps",
+        objective.lpips_warmup_steps,
+        "objective.lpips_weight is 0: set it, or no warm-up",
+    )
     _require(
         objective.position_weight == 0 or config.data.depth,
         "objective.position_weight",
         objective.position_weight,
         "needs depth: set data.depth=true",
     )
-    betas = config.train.betas
-    _require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "train.betas", betas, "wants two numbers in [0, 1)")
-    _require(0 <= config.train.ema_decay < 1, "train.ema_decay", config.train.ema_decay, "must lie in [0, 1)")

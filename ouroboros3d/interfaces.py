@@ -22,6 +22,10 @@ class Rendering:
     depth: Tensor  # [B, V, 1, H, W] sum of alpha T z over the Gaussians, not divided by alpha
     alpha: Tensor  # [B, V, 1, H, W] sum of the blending weights, in [0, 1]
 
+    def views(self, index: slice | list[int]) -> Rendering:
+        """The chosen views of every scene."""
+        return Rendering(self.rgb[:, index], self.depth[:, index], self.alpha[:, index])
+
 
 # The 3D-aware feedback maps c of the paper: name ("rgb", "ccm") -> [B, V, 3, H, W] in [0, 1].
 Feedback = dict[str, Tensor]

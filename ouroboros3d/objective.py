@@ -2,13 +2,13 @@
 
 1. Predict x0 with empty feedback. 2. Decode, reconstruct and render it: the noisy reconstruction at c_noise; also
 reconstruct the clean views. 3. On a coin, predict again with the rendered maps as feedback.
-The defaults of `ObjectiveConfig` are the release's; each switch names what the paper does instead.
+The defaults of `ObjectiveConfig` are the release's; docs/training.md has each switch's value in paper and release.
 Shapes: B batch, V views, images in [-1, 1].
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from ouroboros3d.metrics import make_lpips
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, time_ids
-from ouroboros3d.sampler import feedback_maps
+from ouroboros3d.sampler import choose_maps, feedback_maps
 
 
 @dataclass(frozen=True)
@@ -36,27 +36,48 @@ class OrbitBatch:
     ids: list[str]
     alpha: Tensor | None = None  # [B, V, 1, H, W] in [0, 1]
     depth: Tensor | None = None  # [B, V, 1, h, w] along the camera's z, 0 = empty
+    extra: OrbitBatch | None = None  # further views of the same objects, for supervision alone
 
     @classmethod
     def collate(cls, items: list[dict]) -> OrbitBatch:
         """From the dataset's items (data/orbits.py)."""
+        ids = [item["id"] for item in items]
 
         def stack(key: str) -> Tensor | None:
             return torch.stack([item[key] for item in items]) if key in items[0] else None
 
-        cameras = Cameras(stack("c2w").float(), stack("K"))
-        return cls(stack("images"), cameras, [item["id"] for item in items], stack("alpha"), stack("depth"))
+        def views(prefix: str, extra: OrbitBatch | None) -> OrbitBatch:
+            cameras = Cameras(stack(f"{prefix}c2w").float(), stack(f"{prefix}K"))
+            images, alpha, depth = (stack(f"{prefix}{key}") for key in ("images", "alpha", "depth"))
+            return cls(images, cameras, ids, alpha, depth, extra)
 
-    def to(self, device: torch.device | str) -> OrbitBatch:
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
+        return views("", views("extra_", None) if "extra_images" in items[0] else None)
 
-        return OrbitBatch(move(self.images), self.cameras.to(device), self.ids, move(self.alpha), move(self.depth))
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> OrbitBatch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: x.to(device, non_blocking=non_blocking) for k, x in values.items() if hasattr(x, "to")}
+        return replace(self, **moved)
+
+    @property
+    def supervised(self) -> OrbitBatch:
+        """The V views and the extra ones behind them: what renderings are compared to."""
+        if self.extra is None:
+            return self
+
+        def join(name: str) -> Tensor | None:
+            one, other = getattr(self, name), getattr(self.extra, name)
+            return None if one is None or other is None else torch.cat([one, other], dim=1)
+
+        cameras = Cameras(
+            torch.cat([self.cameras.c2w, self.extra.cameras.c2w], 1),
+            torch.cat([self.cameras.K, self.extra.cameras.K], 1),
+        )
+        return OrbitBatch(join("images"), cameras, self.ids, join("alpha"))
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Every random number of one training step: unit normals and uniforms in [0, 1)."""
+    """Every random number of one training step, unit normals and uniforms in [0, 1), and the step itself."""
 
     vae_images: Tensor  # [B, V, 4, h, w] posterior noise of the views
     latents: Tensor  # [B, V, 4, h, w] diffusion noise
@@ -66,6 +87,7 @@ class Draws:
     sigma: Tensor  # [B] uniform
     dropout: Tensor  # [B] uniform
     feedback: Tensor  # [] uniform, one coin for the whole global batch: all processes take the same branch
+    step: int = 0  # optimiser steps done so far: LPIPS's warm-up follows it
 
     @classmethod
     def draw(
@@ -87,10 +109,11 @@ class Draws:
                 )
             )
         coin = torch.rand((), generator=torch.Generator().manual_seed(_mix(seed, 2 * step + 1)))
-        return cls(*(torch.stack(column) for column in zip(*rows, strict=True)), coin)
+        return cls(*(torch.stack(column) for column in zip(*rows, strict=True)), coin, step)
 
     def to(self, device: torch.device | str) -> Draws:
-        return Draws(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step"}
+        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
 
 
 def _mix(seed: int, index: int) -> int:
@@ -99,13 +122,14 @@ def _mix(seed: int, index: int) -> int:
 
 
 class Objective(nn.Module):
-    """The losses of a batch. Only what is trained is a submodule, so that nothing frozen is saved or wrapped."""
+    """The losses of a batch. Only networks of which something is trained are submodules, so that nothing frozen is
+    saved or wrapped; which these are, `requires_grad` says (`build.freeze`)."""
 
     def __init__(self, unet: MultiViewUNet, svd: SVDParts, lgm: LGM, renderer: Renderer, config: Config) -> None:
         super().__init__()
-        trains_lgm = config.objective.reconstruction != "none"
+        networks = {"unet": unet, "lgm": lgm}
         self.trained = nn.ModuleDict(
-            ({"unet": unet} if config.objective.diffusion else {}) | ({"lgm": lgm} if trains_lgm else {})
+            {name: n for name, n in networks.items() if any(p.requires_grad for p in n.parameters())}
         )
         self._parts = unet, lgm, svd  # in a tuple: not submodules by themselves
         self.renderer = renderer
@@ -129,22 +153,20 @@ class Objective(nn.Module):
     def collate(items: list[dict]) -> OrbitBatch:
         return OrbitBatch.collate(items)
 
-    def draw(self, seed: int, step: int, samples: list[int], batch: OrbitBatch) -> Draws | None:
-        """The step's random numbers, on the batch's device; a clean reconstruction needs none."""
-        if not self.config.diffusion:
-            return None
+    def draw(self, seed: int, step: int, samples: list[int], batch: OrbitBatch) -> Draws:
+        """The step's random numbers, on the batch's device."""
         views, size = batch.images.shape[1], batch.images.shape[-1]
         latent = (self.model.vae.latent_channels, size // self.svd.downscale)
         return Draws.draw(seed, step, samples, views, size, latent).to(batch.images.device)
 
-    def forward(self, batch: OrbitBatch, draws: Draws | None, keep: dict | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: OrbitBatch, draws: Draws, keep: dict | None = None) -> dict[str, Tensor]:
         """Losses by name, "total" the one to minimise. `keep`, if given, receives the intermediate tensors."""
         keep = {} if keep is None else keep
         losses: dict[str, Tensor] = {}
         if self.config.diffusion:
             losses |= self._joint(batch, draws, keep)
         else:
-            losses |= self._reconstruction(batch, None, None, keep)
+            losses |= self._reconstruction(batch, draws.step, None, None, keep)
         losses["total"] = sum(losses.values())
         return losses
 
@@ -153,6 +175,7 @@ class Objective(nn.Module):
         inputs = self._noised_inputs(batch, draws, keep)
         needs_3d = config.reconstruction in ("predicted", "both")
         again = config.feedback_probability > 0 and bool(draws.feedback > 1 - config.feedback_probability)
+        again = again and bool(self.unet.config.feedback)  # without adapters it would repeat the first
         replaced = again and config.second_loss == "replace"
         # A first pass whose loss is replaced and whose decoding carries no gradient needs none itself.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (replaced and not config.decode_gradient)):
@@ -167,14 +190,14 @@ class Objective(nn.Module):
             # Without a reconstruction loss the maps are data for the U-Net alone.
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.reconstruction != "none"):
                 gaussians = self.lgm(decoded, batch.cameras, inputs["c_noise"])
-                rendering = self.renderer(gaussians, batch.cameras, batch.images.shape[-1])
+                rendering = self._render(gaussians, batch)
             keep["render_x1"] = rendering.rgb
         if config.reconstruction != "none":
-            losses |= self._reconstruction(
-                batch, rendering if needs_3d else None, gaussians if needs_3d else None, keep
-            )
+            predicted = (rendering, gaussians) if needs_3d else (None, None)
+            losses |= self._reconstruction(batch, draws.step, *predicted, keep)
         if again:
-            maps = feedback_maps(rendering, batch.cameras, self.model.conventions.coordinates_map)
+            seen = rendering.views(slice(batch.cameras.num_views))
+            maps = feedback_maps(seen, batch.cameras, self.model.conventions.coordinates_map)
             keep["position_map"] = maps["ccm"]
             if config.detach_feedback:
                 maps = {name: m.detach() for name, m in maps.items()}
@@ -221,9 +244,10 @@ class Objective(nn.Module):
         sample = torch.cat([diffusion.c_in(sigma) * noisy, inputs["condition"]], dim=2)
         keep |= {"unet_input": sample, **{k: inputs[k] for k in ("c_noise", "context", "time_ids", "clean")}}
         size = self.model.image_size
-        blank = sample.new_zeros(*sample.shape[:2], 3, size, size)
         known = self.unet.config.feedback
-        feedback = {k: blank if maps is None else maps[k] for k in known}
+        if maps is None:
+            maps = dict.fromkeys(known, sample.new_zeros(*sample.shape[:2], 3, size, size))
+        feedback = choose_maps(maps, known, known if self.config.feedback is None else self.config.feedback)
         rays = self.unet.encode_cameras(cameras, sample.shape[-1])
         features = self.unet.encode_feedback(feedback)
         v = self.unet(sample, inputs["c_noise"], inputs["context"], inputs["time_ids"], rays, features).float()
@@ -234,30 +258,41 @@ class Objective(nn.Module):
         """lambda(sigma) |x0 - clean|^2, mean over everything (Eq. 5)."""
         return (diffusion.loss_weight(inputs["sigma"]) * (x0 - inputs["clean"]) ** 2).mean()
 
+    def _render(self, gaussians: Gaussians, batch: OrbitBatch) -> Rendering:
+        """At the batch's cameras and, behind them, those of its extra views."""
+        return self.renderer(gaussians, batch.supervised.cameras, batch.images.shape[-1])
+
     def _reconstruction(
-        self, batch: OrbitBatch, predicted: Rendering | None, gaussians: Gaussians | None, keep: dict
+        self, batch: OrbitBatch, step: int, predicted: Rendering | None, gaussians: Gaussians | None, keep: dict
     ) -> dict[str, Tensor]:
         """Image losses of the predicted reconstruction (if given) and of the clean one (if asked), averaged."""
         renderings = [] if predicted is None else [(predicted, gaussians)]
         if self.config.reconstruction in ("clean", "both"):
             # c_noise 0, the release's integer time, means sigma = 1 on the ln / 4 scale (quirk 23).
             clean = self.lgm(batch.images, batch.cameras, batch.images.new_zeros(()))
-            rendering = self.renderer(clean, batch.cameras, batch.images.shape[-1])
+            rendering = self._render(clean, batch)
             keep["render_x0"] = rendering.rgb
             renderings.append((rendering, clean))
-        parts = [self._image_losses(r, g, batch) for r, g in renderings]
+        parts = [self._image_losses(r, g, batch, self._lpips_weight(step)) for r, g in renderings]
         return {name: torch.stack([p[name] for p in parts]).mean() for name in parts[0]}
 
-    def _image_losses(self, rendering: Rendering, gaussians: Gaussians, batch: OrbitBatch) -> dict[str, Tensor]:
+    def _lpips_weight(self, step: int) -> float:
+        """Rises linearly from 0 over the warm-up; at 0 LPIPS is not computed."""
+        warmup = self.config.lpips_warmup_steps
+        return self.config.lpips_weight * (min(1.0, step / warmup) if warmup else 1.0)
+
+    def _image_losses(
+        self, rendering: Rendering, gaussians: Gaussians, batch: OrbitBatch, lpips_weight: float
+    ) -> dict[str, Tensor]:
         """L1 or MSE, LPIPS (both on [0, 1]), and the optional alpha and position terms."""
-        config = self.config
-        rgb, target = rendering.rgb.clamp(0, 1), batch.images * 0.5 + 0.5
+        config, truth = self.config, batch.supervised
+        rgb, target = rendering.rgb.clamp(0, 1), truth.images * 0.5 + 0.5
         difference = F.l1_loss if config.image_loss == "l1" else F.mse_loss
         losses = {"reconstruction": difference(rgb, target)}
-        if self._lpips is not None:
-            losses["lpips"] = config.lpips_weight * self._lpips(rgb.flatten(0, 1), target.flatten(0, 1))
+        if self._lpips is not None and lpips_weight > 0:
+            losses["lpips"] = lpips_weight * self._lpips(rgb.flatten(0, 1), target.flatten(0, 1))
         if config.alpha_weight > 0:
-            losses["alpha"] = config.alpha_weight * F.mse_loss(rendering.alpha, batch.alpha)
+            losses["alpha"] = config.alpha_weight * F.mse_loss(rendering.alpha, truth.alpha)
         if config.position_weight > 0:
             losses["position"] = config.position_weight * self._position_loss(gaussians, batch)
         return losses

@@ -14,7 +14,7 @@ Inference, validation, evaluation and the pictures all consume this generator. S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -156,7 +156,7 @@ class Sampler:
                 _require_finite(gaussians.to_tensor(), i, "Gaussians")
                 rendering = self.renderer(gaussians, cameras, size)
                 maps = feedback_maps(rendering, cameras, self.model.conventions.coordinates_map)
-            feedback = {name: maps[name] if name in config.feedback else blank for name in self.unet.config.feedback}
+            feedback = choose_maps(maps, self.unet.config.feedback, config.feedback)
             yield SamplerStep(i, config.steps, sigma.item(), x, x0, decoded, gaussians, rendering, maps, v)
 
     def _receives(self, step: int) -> bool:
@@ -187,6 +187,11 @@ def feedback_maps(rendering: Rendering, cameras: Cameras, convention: str) -> Fe
     """The two maps of Sec. 3.3, {"rgb", "ccm"}, [B, V, 3, H, W] in [0, 1]."""
     ccm = coordinates_map(rendering.depth, cameras, convention, rendering.alpha)
     return {"rgb": rendering.rgb.clamp(0, 1), "ccm": ccm}
+
+
+def choose_maps(maps: Feedback, known: Sequence[str], chosen: Sequence[str]) -> Feedback:
+    """What a network with adapters for the `known` maps is given: the chosen ones, and zeros for the others."""
+    return {name: maps[name] if name in chosen else torch.zeros_like(maps[name]) for name in known}
 
 
 def last_step(steps: Iterator[SamplerStep], each: Callable[[SamplerStep], None] | None = None) -> SamplerStep:
