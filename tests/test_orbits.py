@@ -107,9 +107,7 @@ def test_view_selection(shared_root):
 
 
 def test_mirrored_examples_are_orbits_of_mirrored_objects(shared_root):
-    data = OrbitDataset(
-        shared_root, size=SIZE, mirror=True, load_depth=True, start_view=5, view_selection="even"
-    )
+    data = OrbitDataset(shared_root, size=SIZE, mirror=True, load_depth=True, start_view=5, view_selection="even")
     plain = OrbitDataset(shared_root, size=SIZE, load_depth=True, start_view=5, view_selection="even")[2]
     for epoch in range(20):
         data.set_epoch(epoch)
@@ -122,9 +120,7 @@ def test_mirrored_examples_are_orbits_of_mirrored_objects(shared_root):
     torch.testing.assert_close(item["c2w"], plain["c2w"], rtol=0, atol=1e-5)
     assert item["frames"].tolist() == [5, 3, 1, 15, 13, 11, 9, 7]
     torch.testing.assert_close(item["images"][0], plain["images"][0].flip(-1))
-    assert (item["depth"][:, 0, :, -1] == item["frames"][:, None] + 1).all() and (
-        item["depth"][..., 0] == 0
-    ).all()
+    assert (item["depth"][:, 0, :, -1] == item["frames"][:, None] + 1).all() and (item["depth"][..., 0] == 0).all()
 
 
 def test_mirror_poses_projects_mirrored_points_to_mirrored_pixels():
@@ -184,7 +180,8 @@ def test_background_and_colour_jitter(root):
     [
         {"background": "pink"},
         {"background": (2, 0, 0)},
-        {"cache": "disk"},
+        {"cache": "tape"},
+        {"max_damaged": 1.0},
         {"color_jitter": 2.0},
         {"start_view": 16},
         {"num_views": 12, "extra_views": 5},

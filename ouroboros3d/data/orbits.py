@@ -5,41 +5,56 @@
     <root>/<id>/depth.npz               optional: `depth` [frames, h, w] along the camera's axis, 0 = empty
     <root>/train.txt                    one id a line
 
-`scripts/render_orbits.py` writes this format.
+`scripts/render_orbits.py` writes this format, `scripts/make_shards.py` packs it into tar files (shards.py).
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ouroboros3d.cameras import frame_indices, intrinsics_from_fov, opengl_to_opencv, relative_to_first
-from ouroboros3d.errors import UserError
+from ouroboros3d.data.cache import ViewCache, fill_disk, fill_memory, fingerprint, record_type
+from ouroboros3d.data.orbit_files import (
+    DamagedOrbit,
+    DataError,
+    Ids,
+    OrbitMeta,
+    Views,
+    read_depth,
+    read_ids,
+    read_meta,
+    read_poses,
+    read_rgba,
+    read_views,
+    some,
+)
+from ouroboros3d.data.shards import open_orbits
 
-_RENDER_AGAIN = "render this orbit again or take its id out of the list"
+__all__ = [
+    "BACKGROUNDS",
+    "DamagedOrbit",
+    "DataError",
+    "OrbitDataset",
+    "OrbitMeta",
+    "fixed_background",
+    "mirror_poses",
+    "read_depth",
+    "read_ids",
+    "read_meta",
+    "read_rgba",
+    "shift_colors",
+]
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
-
-
-class DataError(UserError, ValueError):
-    """Training data cannot be used. The message is one line: the file, what is wrong, what to do."""
-
-
-@dataclass(frozen=True)
-class OrbitMeta:
-    """What meta.json says."""
-
-    names: list[str]  # picture files, in orbit order
-    c2w: Tensor  # [frames, 4, 4] float64, OpenGL
-    fov: float  # degrees
+_log = logging.getLogger(__name__)
 
 
 class OrbitDataset(Dataset):
@@ -49,7 +64,7 @@ class OrbitDataset(Dataset):
         images  [V, 3, H, W] float32 in [-1, 1], composited on the background
         c2w     [V, 4, 4] float32, OpenCV, relative to the first view (computed in float64)
         K       [V, 3, 3] float32, in image widths
-        id      name of the orbit's folder;  index  its number in the list
+        id      name of the orbit's folder;  index  its number in the list (a neighbour's if this one is damaged)
         frames  [V] int64, which frames of the orbit these are
         background  [3] float32 in [0, 1]
         alpha   [V, 1, H, W] float32 in [0, 1]                           with load_alpha
@@ -58,6 +73,10 @@ class OrbitDataset(Dataset):
 
     Everything random is a function of (seed, epoch, index) alone, so neither the number of workers nor a
     resume changes it. Call set_epoch before each epoch, persistent workers notice it too.
+
+    An orbit of which a wanted frame, meta.json or depth.npz cannot be used is replaced by the next one in the list
+    that can: this too depends on the files alone, not on who found the damage or when. It is named once in the log;
+    once more than `max_damaged` of the list was found so, by this process and its workers, reading raises DataError.
     """
 
     def __init__(
@@ -72,6 +91,9 @@ class OrbitDataset(Dataset):
         mirror: bool = False,
         color_jitter: float = 0.0,
         cache: str = "none",
+        cache_dir: str | Path | None = None,
+        cache_workers: int = 0,
+        max_damaged: float = 0.01,
         load_alpha: bool = False,
         load_depth: bool = False,
         extra_views: int = 0,
@@ -86,7 +108,11 @@ class OrbitDataset(Dataset):
         mirror: mirror every other example left to right, by chance.
         color_jitter: 0 to 1, how far hue and brightness may move (1: any hue, half to double brightness),
             together for all views.
-        cache: "memory" decodes everything now, at `size`.
+        cache: "memory" decodes everything now, at `size`; "disk" does so into a file in `cache_dir` (None:
+            <root>/.cache), unless there is one of the same list, size and unchanged files. That file is 4 frames
+            size^2 bytes an orbit, its pages are shared by all processes, and it may be deleted at any time.
+        cache_workers: processes that decode for the cache; 0 is this one.
+        max_damaged: share of the list, 0 up to but not including 1.
         extra_views: further views for supervision, of frames not among the `num_views`.
         frames: of every orbit on disk.
         Raises DataError if data cannot be read and ValueError for bad settings.
@@ -95,8 +121,10 @@ class OrbitDataset(Dataset):
             background = BACKGROUNDS.get(background, background) if isinstance(background, str) else background
             if isinstance(background, str) or len(background) != 3 or not all(0 <= x <= 1 for x in background):
                 raise ValueError(f"background: {', '.join(BACKGROUNDS)}, random or rgb in [0, 1], got {background!r}")
-        if cache not in ("none", "memory"):
-            raise ValueError(f"cache must be 'none' or 'memory', got {cache!r}")
+        if cache not in ("none", "memory", "disk"):
+            raise ValueError(f"cache must be 'none', 'memory' or 'disk', got {cache!r}")
+        if not 0 <= max_damaged < 1:
+            raise ValueError(f"max_damaged must be a share in [0, 1), got {max_damaged}")
         if not 0 <= color_jitter <= 1:
             raise ValueError(f"color_jitter must lie in [0, 1], got {color_jitter}")
         if start_view is not None and not 0 <= start_view < frames:
@@ -107,7 +135,8 @@ class OrbitDataset(Dataset):
                 f" got {size}, {num_views} and {extra_views}"
             )
         self.root = Path(root)
-        self.ids = read_ids(self.root / list_file)
+        self.list_file = self.root / list_file
+        self.ids = Ids(read_ids(self.list_file))
         self.size, self.num_views, self.extra_views, self.frames = size, num_views, extra_views, frames
         self.background, self.start_view = background, start_view
         self.mirror, self.color_jitter = mirror, color_jitter
@@ -115,9 +144,12 @@ class OrbitDataset(Dataset):
         self.seed = seed
         self._offsets = frame_indices(frames, num_views, view_selection)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._metas: list[OrbitMeta] | None = None
-        if cache == "memory":
-            self._fill_cache()
+        self.max_damaged = max_damaged
+        self._damaged = torch.zeros(len(self.ids), dtype=torch.bool).share_memory_()
+        self._orbits = open_orbits(self.root, self.ids)
+        self._cache: ViewCache | None = None
+        if cache != "none":
+            self._cache = self._fill_cache(cache, Path(cache_dir or self.root / ".cache"), cache_workers)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -146,24 +178,24 @@ class OrbitDataset(Dataset):
         chosen = [(start + (-k if mirrored else k)) % self.frames for k in self._offsets]
         chosen += [int(k) for k in order if k not in chosen][: self.extra_views]
 
-        meta, rgba, depth = self._load(index, chosen)
-        rgba = rgba.permute(0, 3, 1, 2).float() / 255
+        index, views = self._load(index, chosen)
+        rgba = views.rgba.permute(0, 3, 1, 2).float() / 255
         rgb, alpha = rgba[:, :3], rgba[:, 3:]
         if self.color_jitter:
             rgb = shift_colors(rgb, *(self.color_jitter * jitter))
         colour = torch.tensor(background, dtype=torch.float32)
-        c2w = relative_to_first(opengl_to_opencv(meta.c2w[chosen]))
+        c2w = relative_to_first(opengl_to_opencv(views.c2w))
         item = {
             "images": (rgb * alpha + colour[:, None, None] * (1 - alpha)) * 2 - 1,
             "c2w": mirror_poses(c2w) if mirrored else c2w,
-            "K": intrinsics_from_fov(meta.fov).expand(len(chosen), 3, 3).clone(),
+            "K": intrinsics_from_fov(views.fov).expand(len(chosen), 3, 3).clone(),
             "frames": torch.tensor(chosen),
         }
         item["c2w"] = item["c2w"].float()
         if self.load_alpha:
             item["alpha"] = alpha.clone()
-        if depth is not None:
-            item["depth"] = depth[:, None].float()
+        if views.depth is not None:
+            item["depth"] = views.depth[:, None].float()
         if mirrored:
             for key in item.keys() & {"images", "alpha", "depth"}:
                 item[key] = item[key].flip(-1)
@@ -173,30 +205,100 @@ class OrbitDataset(Dataset):
                 item[key] = item[key][: self.num_views]
         return item | {"id": self.ids[index], "index": index, "background": colour}
 
-    def _load(self, index: int, frames: list[int]) -> tuple[OrbitMeta, Tensor, Tensor | None]:
-        """Meta, RGBA [n, H, W, 4] uint8 and depth [n, h, w] or None of the chosen frames."""
-        if self._metas is not None:
-            depth = self._depth[index][frames] if self.load_depth else None
-            return self._metas[index], self._rgba[index][frames], depth
-        folder = self.root / self.ids[index]
-        meta = read_meta(folder / "meta.json", self.frames)
-        rgba = torch.stack([read_rgba(folder / meta.names[k], self.size) for k in frames])
-        depth = read_depth(folder / "depth.npz", self.frames)[frames] if self.load_depth else None
-        return meta, rgba, depth
+    def _load(self, index: int, chosen: list[int]) -> tuple[int, Views]:
+        """The chosen frames of orbit `index`, or of the next one that has them; and the number of that orbit."""
+        for position in (*range(index, len(self)), *range(index)):
+            views = self._cache.get(position, chosen) if self._cache is not None else None
+            try:
+                if views is None:
+                    views = read_views(self._orbits[position], self.frames, chosen, self.size, self.load_depth)
+                return position, views
+            except DamagedOrbit as error:
+                self._note(position, error)
+        raise AssertionError("_note lets no list be damaged as a whole")
 
-    def _fill_cache(self) -> None:
-        everything = list(range(self.frames))
-        metas, depths = [], []
-        rgba = torch.empty(len(self), self.frames, self.size, self.size, 4, dtype=torch.uint8)
-        for index in tqdm(range(len(self)), desc=f"reading {self.root.name}", unit="orbit", leave=False):
-            meta, rgba[index], depth = self._load(index, everything)
-            metas.append(meta)
-            depths.append(depth)
-        if self.load_depth:
-            if len({d.shape for d in depths}) > 1:
-                raise DataError(f"{self.root}: depth.npz files differ in size; render them with one --depth")
-            self._depth = torch.stack(depths)
-        self._rgba, self._metas = rgba, metas
+    def _note(self, index: int, error: DamagedOrbit) -> None:
+        """Names a damaged orbit, the first time; raises DataError when there are too many."""
+        known = bool(self._damaged[index])
+        self._damaged[index] = True
+        found = self._damaged.nonzero().flatten().tolist()
+        if len(found) > int(self.max_damaged * len(self) + 1e-9):
+            raise DataError(
+                f"{self.list_file}: {len(found)} of {len(self)} orbits are damaged, more than max_damaged = "
+                f"{self.max_damaged:g} allows: {some([self.ids[k] for k in found], most=20)}; the last one: {error}"
+            ) from error
+        if not known:
+            _log.warning("%s; until then the next orbit of the list is read in its place", error)
+
+    def _fill_cache(self, kind: str, folder: Path, workers: int) -> ViewCache:
+        dtype = record_type(self.frames, self.size, self._depth_type() if self.load_depth else None)
+
+        def records() -> Iterable[bytes]:
+            loader = DataLoader(
+                _Records(self, dtype),
+                batch_size=None,
+                collate_fn=bytes,
+                num_workers=workers,
+                generator=torch.Generator(),  # so that the global one stays where it is
+            )
+            return tqdm(loader, desc=f"reading {self.list_file}", unit="orbit", leave=False)
+
+        if kind == "memory":
+            return fill_memory(dtype, len(self), records())
+        stamps = (f"{name} {self._orbits.stamp(k)}" for k, name in enumerate(self.ids))
+        name = f"{self.list_file.stem}_{self.size}px_{fingerprint(dtype, stamps)}.npy"
+        return fill_disk(folder / name, dtype, len(self), records)
+
+    def _depth_type(self) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and type of one frame's depth map, by the first orbit that has any."""
+        for index in range(len(self)):
+            try:
+                depth = read_depth(self._orbits[index] / "depth.npz", self.frames).numpy()
+                return depth.shape[1:], depth.dtype
+            except DamagedOrbit as error:
+                self._note(index, error)
+        raise AssertionError("_note lets no list be damaged as a whole")
+
+    def record(self, index: int, dtype: np.dtype) -> bytes:
+        """Everything of one orbit that is whole, for the cache."""
+        record = np.zeros((), dtype)
+        try:
+            folder = self._orbits[index]
+            meta = read_poses(folder, self.frames)
+            if self.load_depth:
+                depth = read_depth(folder / "depth.npz", self.frames).numpy()
+                if (depth.shape, depth.dtype) != (record["depth"].shape, record["depth"].dtype):
+                    raise DataError(f"{self.root}: depth.npz files differ in size; render them with one --depth")
+                record["depth"][...] = depth
+        except DamagedOrbit as error:
+            self._note(index, error)
+            return record.tobytes()
+        record["c2w"][...], record["fov"][...] = meta.c2w, meta.fov
+        for k, name in enumerate(meta.names):
+            try:
+                record["rgba"][k] = read_rgba(folder / name, self.size)
+                record["whole"][k] = True
+            except DamagedOrbit as error:
+                self._note(index, error)
+        return record.tobytes()
+
+
+class _Records(Dataset):
+    """An orbit dataset's records for the cache, so that a DataLoader's workers make them."""
+
+    def __init__(self, orbits: OrbitDataset, dtype: np.dtype) -> None:
+        self.orbits, self.dtype = orbits, dtype
+
+    def __len__(self) -> int:
+        return len(self.orbits)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.orbits.record(index, self.dtype)
+
+
+def fixed_background(name: str) -> tuple[float, float, float]:
+    """The colour where one must do for all: inference and validation use white if training draws it at random."""
+    return BACKGROUNDS["white" if name == "random" else name]
 
 
 def mirror_poses(c2w: Tensor) -> Tensor:
@@ -212,68 +314,3 @@ def shift_colors(rgb: Tensor, hue: float, brightness: float) -> Tensor:
     cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     turn = cos * torch.eye(3) + (1 - cos) / 3 + sin * cross  # about the grey axis
     return torch.einsum("ij,njhw->nihw", turn * 2.0**brightness, rgb).clamp(0, 1)
-
-
-def read_ids(path: Path) -> list[str]:
-    """The ids in a list file; raises DataError if it is missing or empty."""
-    hint = "check the root and the list's name, or render orbits with scripts/render_orbits.py"
-    if not path.parent.is_dir():
-        raise DataError(f"{path.parent}: no such folder; {hint}")
-    try:
-        ids = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({_reason(error)}); {hint}") from error
-    if not ids:
-        raise DataError(f"{path}: the list is empty; {hint}")
-    return ids
-
-
-def read_meta(path: Path, frames: int) -> OrbitMeta:
-    """meta.json of an orbit of `frames` views; raises DataError."""
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        names = [location["frames"][0]["name"] for location in meta["locations"]]
-        c2w = torch.tensor([location["transform_matrix"] for location in meta["locations"]], dtype=torch.float64)
-        fov = math.degrees(float(meta["camera_angle_x"]))
-    except KeyError as error:
-        raise DataError(f"{path}: has no {error}; {_RENDER_AGAIN}") from error
-    except (OSError, ValueError, TypeError, IndexError) as error:
-        raise DataError(f"{path}: cannot be read ({_reason(error)}); {_RENDER_AGAIN}") from error
-    if len(names) != frames:
-        raise DataError(f"{path}: has {len(names)} frames instead of {frames}; {_RENDER_AGAIN}")
-    if c2w.shape[1:] != (4, 4) or not c2w.isfinite().all() or not 0 < fov < 180:
-        raise DataError(f"{path}: a matrix is not 4 x 4 finite numbers, or camera_angle_x no angle; {_RENDER_AGAIN}")
-    return OrbitMeta(names, c2w, fov)
-
-
-def read_rgba(path: Path, size: int) -> Tensor:
-    """A picture as [size, size, 4] uint8 RGBA, resized as the release does (bicubic); raises DataError."""
-    try:
-        with Image.open(path) as picture:
-            rgba = picture.convert("RGBA")
-    except Exception as error:  # a decoder raises whatever it trips over
-        raise DataError(f"{path}: cannot be read ({_reason(error)}); {_RENDER_AGAIN}") from error
-    if rgba.width != rgba.height:
-        raise DataError(f"{path}: is {rgba.width} x {rgba.height}, not square; {_RENDER_AGAIN}")
-    if rgba.width != size:
-        rgba = rgba.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(rgba))
-
-
-def read_depth(path: Path, frames: int) -> Tensor:
-    """Depth maps [frames, h, w] of depth.npz; raises DataError."""
-    hint = "render the orbits with --depth or turn load_depth off"
-    try:
-        with np.load(path) as file:
-            depth = torch.from_numpy(file["depth"])
-    except Exception as error:  # zipfile, zlib and numpy all have their own
-        raise DataError(f"{path}: cannot be read ({_reason(error)}); {hint}") from error
-    if depth.ndim != 3 or len(depth) != frames:
-        raise DataError(f"{path}: depth has shape {tuple(depth.shape)} instead of [{frames}, h, w]; {hint}")
-    return depth
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__
