@@ -35,7 +35,9 @@ def make_objective(make_config, models, textbook):
 
     def make(conventions: dict | None = None, textbook_options: bool = False, **changes) -> Objective:
         data = {"depth": True} if changes.get("position_weight") else {}
-        changes = {"objective": changes, "model": {"conventions": conventions or {}}, "data": data}
+        sampler = {"feedback": changes["feedback"]} if "feedback" in changes else {}
+        model = {"conventions": conventions or {}}
+        changes = {"objective": changes, "model": model, "data": data, "sampler": sampler}
         config = make_config(changes, textbook=textbook_options, lean=True)
         return build_objective(textbook if textbook_options else models, config)
 
@@ -253,6 +255,16 @@ class TestFeedback:
         assert torch.equal(seen[1]["rgb"], keep["render_x1"].clamp(0, 1))
         assert torch.equal(seen[1]["ccm"], keep["position_map"])
 
+    @pytest.mark.parametrize("chosen", [["rgb"], ["ccm"]])
+    def test_which_maps_it_sees(self, make_objective, make_batch, models, chosen):
+        seen, original = [], models.unet.encode_feedback
+        models.unet.encode_feedback = lambda maps: seen.append(maps) or original(maps)
+        try:
+            evaluate(make_objective(feedback=chosen), make_batch(), draw(coin=HEADS))
+        finally:
+            del models.unet.encode_feedback
+        assert [name for name in ("rgb", "ccm") if seen[1][name].any()] == chosen
+
 
 class TestGradients:
     def losses(self, objective, batch, coin):
@@ -292,6 +304,136 @@ class TestGradients:
             assert all(p.grad is None for p in models.svd.parameters())
         finally:
             objective.zero_grad()
+
+
+class TestFreezing:
+    """Which parts a loss trains; `objective.freeze` and the modes of training."""
+
+    @staticmethod
+    def moved(objective: Objective, models: Models, batch: OrbitBatch, coin: torch.Tensor) -> set[str]:
+        """The parts with a gradient of the total."""
+        try:
+            objective(batch, draw(coin=coin))["total"].backward()
+            return {name for name, part in models.parts.items() if any(p.grad is not None for p in part.parameters())}
+        finally:
+            for part in models.parts.values():
+                part.zero_grad()
+
+    @pytest.mark.parametrize(
+        ("changes", "parts"),
+        [
+            ({}, {"unet", "adapters", "rays", "lgm"}),
+            ({"freeze": ["unet"]}, {"adapters", "rays", "lgm"}),
+            ({"freeze": ["unet", "rays"], "reconstruction": "none"}, {"adapters"}),
+            ({"freeze": ["unet", "adapters", "rays"]}, {"lgm"}),
+            ({"freeze": ["lgm"], "reconstruction": "none"}, {"unet", "adapters", "rays"}),
+            (
+                {"freeze": ["lgm"], "reconstruction": "predicted", "decode_gradient": True},
+                {"unet", "adapters", "rays"},
+            ),
+            ({"diffusion": False, "reconstruction": "clean"}, {"lgm"}),
+        ],
+    )
+    @pytest.mark.parametrize("coin", [HEADS, TAILS])
+    def test_only_the_others_get_gradients(self, make_objective, make_batch, models, changes, parts, coin):
+        objective = make_objective(**changes)
+        try:
+            assert self.moved(objective, models, make_batch(), coin) == parts
+            networks = {"lgm" if part == "lgm" else "unet" for part in parts}
+            assert {name.split(".")[1] for name in objective.state_dict()} == networks
+        finally:
+            make_objective()
+
+    def test_it_changes_no_loss(self, make_objective, make_batch):
+        frozen = {"freeze": ["unet"]}, {"freeze": ["unet", "adapters", "rays"]}, {}
+        one, *others = (evaluate(make_objective(**f), make_batch(), draw(coin=HEADS))[0] for f in frozen)
+        assert all(other == one for other in others)
+
+    def test_a_frozen_reconstructor_passes_the_loss_of_its_renderings_on(self, make_objective, make_batch, models):
+        changes = {"freeze": ["lgm"], "reconstruction": "predicted", "decode_gradient": True}
+        losses = make_objective(**changes)(make_batch(), draw())
+        make_objective()  # thaws
+        assert reaches(losses["reconstruction"], models.unet.unet)
+
+    def test_without_reconstruction_the_maps_of_a_frozen_lgm_still_train_the_adapters(
+        self, make_objective, make_batch, models
+    ):
+        objective = make_objective(reconstruction="none", freeze=["unet", "rays"])
+        losses, keep = {}, {}
+        try:
+            losses = objective(make_batch(), draw(coin=HEADS), keep)
+            assert keep["position_map"].any() and not keep["position_map"].requires_grad
+            assert reaches(losses["diffusion"], models.unet.cond_encoder)
+        finally:
+            make_objective()
+
+
+class TestExtraViews:
+    @pytest.fixture
+    def batch(self, make_batch) -> OrbitBatch:
+        """Two objects: six views, and two further ones for supervision."""
+        batch = make_batch(2)
+        first, last = slice(6), slice(6, 8)
+        extra = OrbitBatch(batch.images[:, last], batch.cameras.views(last), batch.ids, batch.alpha[:, last])
+        return OrbitBatch(
+            batch.images[:, first], batch.cameras.views(first), batch.ids, batch.alpha[:, first], None, extra
+        )
+
+    def draws(self, coin=TAILS) -> Draws:
+        draws = Draws.draw(0, 0, [0, 1], 6, 32, (4, 8))
+        return dataclasses.replace(draws, feedback=coin, dropout=torch.full((2,), 0.9))
+
+    def test_renderings_are_compared_to_them_as_well(self, make_objective, batch):
+        losses, keep = evaluate(make_objective(reconstruction="predicted", alpha_weight=1.0), batch, self.draws())
+        truth = torch.cat([batch.images, batch.extra.images], 1) / 2 + 0.5
+        assert keep["render_x1"].shape == (2, 8, 3, 32, 32)
+        assert losses["reconstruction"] == pytest.approx(F.l1_loss(keep["render_x1"].clamp(0, 1), truth).item())
+        without, _ = evaluate(
+            make_objective(reconstruction="predicted"), dataclasses.replace(batch, extra=None), self.draws()
+        )
+        assert losses["reconstruction"] != pytest.approx(without["reconstruction"], rel=1e-4)
+
+    def test_networks_and_feedback_see_nothing_of_them(self, make_objective, batch):
+        alone = dataclasses.replace(batch, extra=None)
+        (one, a), (other, b) = (evaluate(make_objective(), x, self.draws(HEADS)) for x in (batch, alone))
+        assert one["diffusion"] == pytest.approx(other["diffusion"], rel=1e-6)
+        for name in ("model_pred_0", "decoded_x0", "position_map", "model_pred_1"):
+            torch.testing.assert_close(a[name], b[name])
+        torch.testing.assert_close(a["render_x0"][:, :6], b["render_x0"])
+
+    def test_they_travel_with_the_batch(self, batch):
+        moved = batch.to(torch.device("meta"))
+        assert moved.extra.images.is_meta and moved.extra.cameras.c2w.is_meta and moved.ids == batch.ids
+        assert batch.supervised.images.shape[1] == batch.supervised.cameras.num_views == 8
+
+
+class TestLPIPS:
+    @pytest.fixture
+    def counted(self, monkeypatch) -> list[int]:
+        """LPIPS as a stand-in with value 0.25, and how many pictures it was asked for."""
+        calls: list[int] = []
+
+        def lpips(rendered, _truth):
+            calls.append(len(rendered))
+            return rendered.new_tensor(0.25)
+
+        monkeypatch.setattr("ouroboros3d.objective.make_lpips", lambda: lpips)
+        return calls
+
+    @pytest.mark.parametrize(("warmup", "step", "weight"), [(0, 0, 2.0), (10, 0, 0.0), (10, 5, 1.0), (10, 30, 2.0)])
+    def test_the_weight_rises_over_the_warm_up(self, make_objective, make_batch, counted, warmup, step, weight):
+        objective = make_objective(lpips_weight=2.0, lpips_warmup_steps=warmup)
+        losses, _ = evaluate(objective, make_batch(), draw(step=step))
+        assert losses.get("lpips", 0.0) == pytest.approx(0.25 * weight)
+        assert counted == ([8, 8] if weight else []), "at weight 0 it must cost nothing"
+
+    def test_without_a_weight_its_network_is_not_made(self, make_objective, monkeypatch):
+        def refuse():
+            raise AssertionError("LPIPS was made")
+
+        monkeypatch.setattr("ouroboros3d.objective.make_lpips", refuse)
+        make_objective(lpips_weight=0.0)
+        make_objective(lpips_weight=1.0, reconstruction="none")
 
 
 class TestConditions:
