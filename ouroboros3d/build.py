@@ -26,6 +26,7 @@ from ouroboros3d.config import Config, ModelConfig, PretrainedConfig
 from ouroboros3d.data.orbits import BACKGROUNDS, OrbitDataset
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.interfaces import Renderer
+from ouroboros3d.metrics import make_lpips
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, make_image_encoder, make_vae
@@ -165,21 +166,22 @@ def build_cameras(config: Config) -> Cameras:
     return orbit(azimuths, c.elevation, c.distance, c.fov)
 
 
-def freeze(models: Models, config: Config) -> None:
-    """Leaves gradients to the parts that `objective` trains."""
+def prepare_training(models: Models, config: Config) -> None:
+    """Leaves gradients to the parts that `objective` trains; gradient checkpointing if configured."""
     for name, part in models.parts.items():
         part.requires_grad_(name in config.objective.trained)
     for network in (models.unet, models.lgm):
         network.train(any(p.requires_grad for p in network.parameters()))
-
-
-def build_objective(models: Models, config: Config) -> Objective:
-    """The joint objective of the parts that are trained; the others are frozen."""
-    freeze(models, config)
     if config.train.gradient_checkpointing:
         models.unet.unet.enable_gradient_checkpointing()
         models.lgm.unet.gradient_checkpointing = True
-    return Objective(models.unet, models.svd, models.lgm, build_renderer(config), config)
+
+
+def build_objective(models: Models, config: Config) -> Objective:
+    """The joint objective of the parts that are trained; the others are frozen. Raises ConfigError without LPIPS."""
+    prepare_training(models, config)
+    lpips = make_lpips() if config.objective.uses_lpips else None
+    return Objective(models.unet, models.svd, models.lgm, build_renderer(config), config, lpips)
 
 
 def build_dataset(config: Config, split: str) -> OrbitDataset:

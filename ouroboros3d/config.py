@@ -243,6 +243,10 @@ class ObjectiveConfig:
         with_loss += ["lgm"] if self.reconstruction != "none" else []
         return [part for part in with_loss if part not in self.freeze]
 
+    @property
+    def uses_lpips(self) -> bool:
+        return self.lpips_weight > 0 and self.reconstruction != "none"
+
 
 @dataclass
 class TrainConfig:

@@ -8,6 +8,7 @@ Shapes: B batch, V views, images in [-1, 1].
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -20,7 +21,6 @@ from ouroboros3d.config import Config
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.geometry import unproject
 from ouroboros3d.interfaces import Feedback, Renderer, Rendering
-from ouroboros3d.metrics import make_lpips
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, time_ids
@@ -125,7 +125,16 @@ class Objective(nn.Module):
     """The losses of a batch. Only networks of which something is trained are submodules, so that nothing frozen is
     saved or wrapped; which these are, `requires_grad` says (`build.freeze`)."""
 
-    def __init__(self, unet: MultiViewUNet, svd: SVDParts, lgm: LGM, renderer: Renderer, config: Config) -> None:
+    def __init__(
+        self,
+        unet: MultiViewUNet,
+        svd: SVDParts,
+        lgm: LGM,
+        renderer: Renderer,
+        config: Config,
+        lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        """`lpips` (metrics.make_lpips) is needed where the configuration gives it a weight."""
         super().__init__()
         networks = {"unet": unet, "lgm": lgm}
         self.trained = nn.ModuleDict(
@@ -134,8 +143,7 @@ class Objective(nn.Module):
         self._parts = unet, lgm, svd  # in a tuple: not submodules by themselves
         self.renderer = renderer
         self.model, self.config = config.model, config.objective
-        weight = self.config.lpips_weight if self.config.reconstruction != "none" else 0.0
-        self._lpips = make_lpips() if weight > 0 else None
+        self._lpips = lpips
 
     @property
     def unet(self) -> MultiViewUNet:

@@ -417,7 +417,7 @@ class TestLPIPS:
             calls.append(len(rendered))
             return rendered.new_tensor(0.25)
 
-        monkeypatch.setattr("ouroboros3d.objective.make_lpips", lambda: lpips)
+        monkeypatch.setattr("ouroboros3d.build.make_lpips", lambda: lpips)
         return calls
 
     @pytest.mark.parametrize(("warmup", "step", "weight"), [(0, 0, 2.0), (10, 0, 0.0), (10, 5, 1.0), (10, 30, 2.0)])
@@ -431,7 +431,7 @@ class TestLPIPS:
         def refuse():
             raise AssertionError("LPIPS was made")
 
-        monkeypatch.setattr("ouroboros3d.objective.make_lpips", refuse)
+        monkeypatch.setattr("ouroboros3d.build.make_lpips", refuse)
         make_objective(lpips_weight=0.0)
         make_objective(lpips_weight=1.0, reconstruction="none")
 
