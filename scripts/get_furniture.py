@@ -1,13 +1,18 @@
 """Fetch about 500 free furniture models for training the small model.
 
-They come from Debian's package sweethome3d-furniture (CC0 and CC-BY 3.0, see attribution.csv): downloaded
-with `apt-get download` (no root needed) or given with --deb, unpacked, and filtered. Writes below --out:
+    python scripts/get_furniture.py --out data/furniture [--deb sweethome3d-furniture_1.8-1_all.deb]
+
+They come from Debian's package sweethome3d-furniture (CC0 and CC-BY 3.0): downloaded with `apt-get download` (no root
+needed) or given with --deb, unpacked, and filtered. Writes below --out:
 
     models/<catalogue>/...      the unpacked catalogues
     assets.csv                  id, split, path of every selected model: the input of render_orbits.py
-    attribution.csv             id, name, creator, licence and catalogue of every selected model
+    attribution.csv             id, name, creator, licence, its address and the catalogue of every selected model;
+                                CC-BY asks for it to go with whatever is made of the models
 
-The committed furniture_split.csv says which objects belong to which split; --choose makes it anew.
+Kept are upright everyday objects that an orbit of side views can show: the rule is `excluded_by_catalogue` and
+`excluded_by_shape`. The committed furniture_split.csv is what it leaves, and which object belongs to which split;
+--choose makes that file anew. Variants of one object never stand in two splits (`variant_group`).
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
 
+from ouroboros3d.files import atomic_path, check_writable_dir
+
 PACKAGE = "sweethome3d-furniture"
 SPLIT_FILE = Path(__file__).with_name("furniture_split.csv")
 SPLIT_COLUMNS = ["id", "split", "name", "creator", "licence", "catalogue", "model"]
@@ -36,8 +43,14 @@ LICENCES = {
     "Reallusion": "CC-BY 3.0",
     "Scopia": "CC-BY 3.0",
 }
+LICENCE_URLS = {
+    "CC0": "https://creativecommons.org/publicdomain/zero/1.0/",
+    "CC-BY 3.0": "https://creativecommons.org/licenses/by/3.0/",
+}
+ATTRIBUTION_COLUMNS = ["id", "name", "creator", "licence", "licence_url", "catalogue"]
+PROPERTIES = "PluginFurnitureCatalog.properties"
 _IDENTITY = "1 0 0 0 1 0 0 0 1"
-TEST_OBJECTS, VALIDATION_OBJECTS = 45, 10
+TEST_OBJECTS, VALIDATION_OBJECTS = 46, 10
 
 EXCLUDED_CATEGORIES = {"Doors and windows", "Staircases"}
 # Pieces of a name: things that are flat, lie down, hang on a wall, are mostly air or show nothing sideways.
@@ -53,8 +66,8 @@ EXCLUDED_NAMES = (
 )
 # fmt: on
 KEPT_NAMES = {"fork lift"}
-# Within a catalogue all objects with one of these words count as variants of one another.
-FAMILIES = ("cabinet", "radiator", "female", "male", "person", "column")
+# Within a catalogue all objects with one of these in their names count as variants of one another.
+FAMILIES = ("cabinet", "radiator", "female", "male", "person", "column", "concept sedan")
 
 
 @dataclass(frozen=True)
@@ -127,7 +140,7 @@ def variant_group(entry: Entry) -> str:
     """
     name = re.sub(r"[\W\d_]+", " ", entry.name.lower()).strip()
     for family in FAMILIES:
-        if family in name.split():
+        if f" {family} " in f" {name} ":
             name = family
             break
     return f"{entry.catalogue}/{entry.creator}/{name}"
@@ -174,15 +187,22 @@ def unpack_package(deb: Path, models: Path) -> None:
     """Unpack the catalogues of the package to models/<catalogue>/; raises OSError or zipfile.BadZipFile."""
     if not deb.is_file():
         raise OSError(f"{deb}: no such file")
+    if shutil.which("dpkg-deb") is None:
+        raise OSError(f"dpkg-deb is not here: unpack {deb} elsewhere, each .sh3f (a zip) to {models}/<its name>/")
     with tempfile.TemporaryDirectory(dir=models.parent) as temporary:
         done = subprocess.run(["dpkg-deb", "-x", str(deb), temporary], capture_output=True, text=True)
         if done.returncode:
-            raise OSError(f"{deb}: dpkg-deb cannot unpack it: {done.stderr.strip()}")
+            raise OSError(f"{deb}: dpkg-deb cannot unpack it: {done.stderr.strip().partition(chr(10))[0]}")
         for catalogue in LICENCES:
             found = list(Path(temporary).rglob(f"{catalogue}.sh3f"))
             if not found:
                 raise OSError(f"{deb}: holds no {catalogue}.sh3f; is it {PACKAGE}?")
-            safe_unzip(found[0], models / catalogue)
+            # Whole or not at all: the next run goes by what is there.
+            staged = Path(temporary) / catalogue
+            safe_unzip(found[0], staged)
+            models.mkdir(exist_ok=True)
+            shutil.rmtree(models / catalogue, ignore_errors=True)
+            staged.rename(models / catalogue)
 
 
 def safe_unzip(archive: Path, target: Path) -> None:
@@ -202,7 +222,7 @@ def safe_unzip(archive: Path, target: Path) -> None:
 
 def read_catalogue(folder: Path) -> list[Entry]:
     """The entries of an unpacked catalogue, in its own order."""
-    text = (folder / "PluginFurnitureCatalog.properties").read_text("latin-1")
+    text = (folder / PROPERTIES).read_text("latin-1")
     records: dict[int, dict[str, str]] = defaultdict(dict)
     for key, number, value in re.findall(r"^(\w+)#(\d+)=(.*)$", text, re.MULTILINE):
         records[int(number)][key] = value.strip()
@@ -263,41 +283,49 @@ def choose(models: Path, workers: int) -> list[dict[str, str]]:
 
 
 def write_csv(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def select(out: Path) -> tuple[list[dict[str, str]], int]:
+    """The rows of SPLIT_FILE with their paths in `out` and licences, and the number of models in the catalogues."""
+    with open(SPLIT_FILE, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["path"] = str(Path("models") / row["catalogue"] / row["model"])
+        row["licence_url"] = LICENCE_URLS[row["licence"]]
+        if not (out / row["path"]).is_file():
+            raise OSError(f"{out / row['path']} is missing; delete {out / 'models'} and run again")
+    return rows, sum(len(read_catalogue(out / "models" / c)) for c in LICENCES)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the models and lists")
     parser.add_argument("--deb", type=Path, help=f"the {PACKAGE} package, if already downloaded")
     parser.add_argument("--choose", action="store_true", help="make furniture_split.csv anew (minutes)")
     parser.add_argument("--workers", type=int, default=2, help="processes for --choose")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     models = args.out / "models"
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        if not all((models / c / "PluginFurnitureCatalog.properties").is_file() for c in LICENCES):
+        check_writable_dir(args.out)
+        if not all((models / c / PROPERTIES).is_file() for c in LICENCES):
             unpack_package(args.deb or fetch_package(args.out), models)
         if args.choose:
             write_csv(SPLIT_FILE, SPLIT_COLUMNS, choose(models, args.workers))
-        with open(SPLIT_FILE, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        for row in rows:
-            row["path"] = str(Path("models") / row["catalogue"] / row["model"])
-            if not (args.out / row["path"]).is_file():
-                raise OSError(f"{args.out / row['path']} is missing; delete {models} and run again")
+        rows, available = select(args.out)
         write_csv(args.out / "assets.csv", ["id", "split", "path"], rows)
-        write_csv(args.out / "attribution.csv", ["id", "name", "creator", "licence", "catalogue"], rows)
+        write_csv(args.out / "attribution.csv", ATTRIBUTION_COLUMNS, rows)
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        print(f"get_furniture: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     counts = {s: sum(r["split"] == s for r in rows) for s in ("train", "val", "test")}
-    print(f"{len(rows)} objects {counts}: {args.out / 'assets.csv'}")
+    share = f"{len(rows)} of the catalogues' {available} models ({len(rows) / available:.0%})"
+    print(f"{share}, {counts}: {args.out / 'assets.csv'}; credits: {args.out / 'attribution.csv'}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

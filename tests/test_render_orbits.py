@@ -205,7 +205,7 @@ def test_committed_split_keeps_variants_together_and_names_licences():
         )
         assert splits.setdefault(get_furniture.variant_group(entry), row["split"]) == row["split"]
     counts = {split: sum(row["split"] == split for row in rows) for split in ("train", "val", "test")}
-    assert counts["test"] == 45 and counts["val"] == 10
+    assert counts["test"] == 46 and counts["val"] == 10
 
 
 def test_meshes_of_other_formats_load(tmp_path):
