@@ -185,7 +185,8 @@ def build_objective(models: Models, config: Config) -> Objective:
 
 
 def build_dataset(config: Config, split: str) -> OrbitDataset:
-    """The "train" or "val" orbits. Validation draws nothing: frame 0 is the condition view."""
+    """The "train" or "val" orbits. Validation draws nothing: frame 0 is the condition view, the background is that of
+    the renderer; and it replaces no damaged orbit, whose scores would be another's."""
     train, data = split == "train", config.data
     return OrbitDataset(
         data.root,
@@ -193,11 +194,14 @@ def build_dataset(config: Config, split: str) -> OrbitDataset:
         size=config.model.image_size,
         num_views=config.cameras.num_views,
         view_selection=config.model.conventions.view_selection,
-        background=data.background,
+        background=data.background if train else BACKGROUNDS[data.background],
         start_view=None if train else 0,
         mirror=data.mirror and train,
         color_jitter=data.color_jitter if train else 0.0,
         cache=data.cache,
+        cache_dir=data.cache_dir,
+        cache_workers=data.workers,
+        max_damaged=data.max_damaged if train else 0.0,
         load_alpha=True,
         load_depth=data.depth and train,
         extra_views=config.objective.extra_views if train else 0,

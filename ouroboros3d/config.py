@@ -196,10 +196,12 @@ class DataConfig:
     root: str = "data/orbits"
     train: str = "train.txt"
     val: str = "val.txt"
-    background: str = "white"  # white | black | grey
+    background: str = "white"  # white | black | grey | random: a colour a training example (elsewhere white)
     mirror: bool = False
     color_jitter: float = 0.0
-    cache: str = "none"  # none | memory: decoded views at image_size
+    cache: str = "none"  # none | memory | disk: decoded views at image_size
+    cache_dir: str | None = None  # for the disk's; null is <root>/.cache
+    max_damaged: float = 0.01  # share of the training list that may be replaced by neighbours before the run stops
     workers: int = 4
     depth: bool = False  # read depth.npz (for objective.position_weight)
 

@@ -30,8 +30,8 @@ CHOICES = {
     "model.lgm.positions": ("absolute", "ray"),
     "model.image_encoder.hidden_act": ("gelu", "quick_gelu"),
     "sampler.feedback_of": ("own", "another"),
-    "data.background": ("white", "black", "grey"),
-    "data.cache": ("none", "memory"),
+    "data.background": ("white", "black", "grey", "random"),
+    "data.cache": ("none", "memory", "disk"),
     "objective.reconstruction": ("none", "clean", "predicted", "both"),
     "objective.second_loss": ("replace", "add"),
     "objective.image_loss": ("l1", "mse"),
@@ -69,6 +69,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "train.seed": (0, 2**63 - 1),
     "turntable.size": (2, _INF),
     "data.color_jitter": (0, 1),
+    "data.max_damaged": (0, 0.5),
     "objective.dropout": (0, 1 / 3),
     "objective.feedback_probability": (0, 1),
 }

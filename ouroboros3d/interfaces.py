@@ -42,4 +42,6 @@ class Reconstructor(Protocol):
 class Renderer(Protocol):
     """Gaussians and cameras to pictures, differentiable in every Gaussian parameter."""
 
-    def __call__(self, gaussians: Gaussians, cameras: Cameras, size: int) -> Rendering: ...
+    def __call__(self, gaussians: Gaussians, cameras: Cameras, size: int, background: Tensor = ...) -> Rendering:
+        """background: [B, 3] in [0, 1]; without it the renderer's own, the same for all."""
+        ...

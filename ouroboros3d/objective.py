@@ -37,6 +37,7 @@ class OrbitBatch:
     alpha: Tensor | None = None  # [B, V, 1, H, W] in [0, 1]
     depth: Tensor | None = None  # [B, V, 1, h, w] along the camera's z, 0 = empty
     extra: OrbitBatch | None = None  # further views of the same objects, for supervision alone
+    background: Tensor | None = None  # [B, 3] in [0, 1], of the images
 
     @classmethod
     def collate(cls, items: list[dict]) -> OrbitBatch:
@@ -49,7 +50,7 @@ class OrbitBatch:
         def views(prefix: str, extra: OrbitBatch | None) -> OrbitBatch:
             cameras = Cameras(stack(f"{prefix}c2w").float(), stack(f"{prefix}K"))
             images, alpha, depth = (stack(f"{prefix}{key}") for key in ("images", "alpha", "depth"))
-            return cls(images, cameras, ids, alpha, depth, extra)
+            return cls(images, cameras, ids, alpha, depth, extra, stack("background"))
 
         return views("", views("extra_", None) if "extra_images" in items[0] else None)
 
@@ -143,6 +144,7 @@ class Objective(nn.Module):
         self._parts = unet, lgm, svd  # in a tuple: not submodules by themselves
         self.renderer = renderer
         self.model, self.config = config.model, config.objective
+        self.random_background = config.data.background == "random"
         self._lpips = lpips
 
     @property
@@ -267,8 +269,9 @@ class Objective(nn.Module):
         return (diffusion.loss_weight(inputs["sigma"]) * (x0 - inputs["clean"]) ** 2).mean()
 
     def _render(self, gaussians: Gaussians, batch: OrbitBatch) -> Rendering:
-        """At the batch's cameras and, behind them, those of its extra views."""
-        return self.renderer(gaussians, batch.supervised.cameras, batch.images.shape[-1])
+        """At the batch's cameras and, behind them, those of its extra views; on the images' background."""
+        own = {"background": batch.background} if self.random_background else {}
+        return self.renderer(gaussians, batch.supervised.cameras, batch.images.shape[-1], **own)
 
     def _reconstruction(
         self, batch: OrbitBatch, step: int, predicted: Rendering | None, gaussians: Gaussians | None, keep: dict

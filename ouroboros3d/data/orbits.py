@@ -45,7 +45,6 @@ __all__ = [
     "DataError",
     "OrbitDataset",
     "OrbitMeta",
-    "fixed_background",
     "mirror_poses",
     "read_depth",
     "read_ids",
@@ -54,6 +53,7 @@ __all__ = [
     "shift_colors",
 ]
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
+BACKGROUNDS["random"] = BACKGROUNDS["white"]  # wherever one colour must do: inference and validation
 _log = logging.getLogger(__name__)
 
 
@@ -120,7 +120,7 @@ class OrbitDataset(Dataset):
         if background != "random":
             background = BACKGROUNDS.get(background, background) if isinstance(background, str) else background
             if isinstance(background, str) or len(background) != 3 or not all(0 <= x <= 1 for x in background):
-                raise ValueError(f"background: {', '.join(BACKGROUNDS)}, random or rgb in [0, 1], got {background!r}")
+                raise ValueError(f"background: {', '.join(BACKGROUNDS)} or rgb in [0, 1], got {background!r}")
         if cache not in ("none", "memory", "disk"):
             raise ValueError(f"cache must be 'none', 'memory' or 'disk', got {cache!r}")
         if not 0 <= max_damaged < 1:
@@ -294,11 +294,6 @@ class _Records(Dataset):
 
     def __getitem__(self, index: int) -> bytes:
         return self.orbits.record(index, self.dtype)
-
-
-def fixed_background(name: str) -> tuple[float, float, float]:
-    """The colour where one must do for all: inference and validation use white if training draws it at random."""
-    return BACKGROUNDS["white" if name == "random" else name]
 
 
 def mirror_poses(c2w: Tensor) -> Tensor:

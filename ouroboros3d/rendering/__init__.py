@@ -39,7 +39,7 @@ def render(
     Args:
         gaussians: B scenes of N Gaussians; N may be 0.
         cameras: B x V cameras on the same device; no gradient flows to them.
-        background: r, g, b behind the Gaussians.
+        background: r, g, b behind the Gaussians, [3] for all scenes or [B, 3].
         backend: `auto` takes gsplat for tensors on CUDA and cpu otherwise. cpu and gsplat compute in float32
             whatever the input's dtype, dense in float64; the result has that dtype.
         rules: which kernel's clamps and extents to follow, see `rules.py`. gsplat only knows its own and
@@ -66,8 +66,12 @@ def render(
         backend = "gsplat" if device.type == "cuda" else "cpu"
     cameras = Cameras(cameras.c2w.detach(), cameras.K.detach())
     background = torch.as_tensor(background, dtype=torch.float32, device=device).detach()
-    if background.shape != (3,):
-        raise ValueError(f"background must be three numbers, got shape {tuple(background.shape)}")
+    if background.shape not in ((3,), (cameras.batch_size, 3)):
+        raise ValueError(f"background must be three numbers or so many a scene, got shape {tuple(background.shape)}")
+    if background.ndim == 2:  # the backends know one colour; what is behind comes in by 1 - alpha
+        black = render(gaussians, cameras, size, (0.0, 0.0, 0.0), backend, rules, near, far)
+        colour = background[:, None, :, None, None].to(black.rgb.dtype)
+        return Rendering(black.rgb + (1 - black.alpha) * colour, black.depth, black.alpha)
 
     if backend == "cpu":
         if device.type != "cpu":
