@@ -1,25 +1,77 @@
-"""Image metrics, all on [0, 1]."""
+"""Image and shape metrics. Images are [0, 1]; docs/evaluation.md says how the evaluation uses them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ouroboros3d.config import ConfigError
 
 
 def psnr(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """[B] decibels over everything but the first axis; with `mask` (broadcastable, 0 or 1) over what it selects."""
+    """[B] decibels over everything but the first axis, at most 100; with `mask` (broadcastable, 0 or 1) over what it
+    selects. A mask that selects nothing gives 100."""
     error = (prediction - target) ** 2
     weight = torch.ones_like(error) if mask is None else mask.expand_as(error).to(error.dtype)
     mse = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)
     return -10 * torch.log10(mse.clamp(min=1e-10))
 
 
-def make_lpips() -> Callable[[Tensor, Tensor], Tensor]:
-    """LPIPS (VGG) of two [N, 3, H, W] in [0, 1], mean over N; frozen, differentiable in the first.
+def ssim(prediction: Tensor, target: Tensor) -> Tensor:
+    """[N] structural similarity of [N, 3, H, W] (Wang et al. 2004: Gaussian window of 11 pixels, sigma 1.5)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure  # seconds to import
+
+    values = structural_similarity_index_measure(prediction, target, data_range=1.0, reduction="none")
+    return values.reshape(len(prediction))
+
+
+def gradient_distance(prediction: Tensor, target: Tensor, scales: int = 3) -> Tensor:
+    """[N] mean |difference of the images' horizontal and vertical differences| of [N, 3, H, W], averaged over
+    `scales` sizes, each half the one before. Sees edges and blur, needs no weights; it is not LPIPS."""
+    total = prediction.new_zeros(len(prediction))
+    for scale in range(scales):
+        if scale:
+            prediction, target = F.avg_pool2d(prediction, 2), F.avg_pool2d(target, 2)
+        for axis in (-1, -2):
+            total = total + (prediction.diff(dim=axis) - target.diff(dim=axis)).abs().flatten(1).mean(1) / 2
+    return total / scales
+
+
+def iou(prediction: Tensor, target: Tensor) -> Tensor:
+    """[N] intersection over union of two boolean [N, ...]; 1 where both are empty."""
+    both, either = (prediction & target).flatten(1).sum(1), (prediction | target).flatten(1).sum(1)
+    return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both, dtype=torch.float32))
+
+
+def nearest_distances(points: Tensor, others: Tensor, chunk: int = 2048) -> Tensor:
+    """[N] distance of each of `points` [N, 3] to the nearest of `others` [M, 3], M > 0."""
+    exact = "donot_use_mm_for_euclid_dist"  # the matrix product rounds small distances away
+    return torch.cat([torch.cdist(part, others, compute_mode=exact).min(1).values for part in points.split(chunk)])
+
+
+def point_scores(points: Tensor, surface: Tensor, thresholds: tuple[float, ...] = (0.02, 0.05)) -> dict[str, float]:
+    """How well `points` [N, 3] cover `surface` [M, 3], in its unit of length.
+
+    chamfer: half of (mean distance of the points to the surface + mean distance of the surface to the points).
+    fscore_<t>: harmonic mean of the shares of either that lie within t of the other (Knapitsch et al. 2017).
+    Without any points the distance is NaN and the F-score 0.
+    """
+    if len(points) == 0:
+        return {"chamfer": float("nan"), **{f"fscore_{t:g}": 0.0 for t in thresholds}}
+    there, back = nearest_distances(points, surface), nearest_distances(surface, points)
+    scores = {"chamfer": (there.mean() + back.mean()).item() / 2}
+    for t in thresholds:
+        precision, recall = (there < t).float().mean().item(), (back < t).float().mean().item()
+        scores[f"fscore_{t:g}"] = 2 * precision * recall / max(precision + recall, 1e-12)
+    return scores
+
+
+def make_lpips(reduce: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS (VGG) of two [N, 3, H, W] in [0, 1], mean over N or with `reduce=False` [N]; frozen, differentiable in
+    the first.
 
     Raises ConfigError where torchvision or its VGG weights cannot be had.
     """
@@ -36,6 +88,7 @@ def make_lpips() -> Callable[[Tensor, Tensor], Tensor]:
     network = metric.net.requires_grad_(False).eval()
 
     def lpips(prediction: Tensor, target: Tensor) -> Tensor:
-        return network.to(prediction.device)(prediction, target, normalize=True).mean()
+        values = network.to(prediction.device)(prediction, target, normalize=True).flatten()
+        return values.mean() if reduce else values
 
     return lpips

@@ -156,7 +156,8 @@ class Sampler:
                 _require_finite(gaussians.to_tensor(), i, "Gaussians")
                 rendering = self.renderer(gaussians, cameras, size)
                 maps = feedback_maps(rendering, cameras, self.model.conventions.coordinates_map)
-            feedback = choose_maps(maps, self.unet.config.feedback, config.feedback)
+            fed = maps if config.feedback_of == "own" else {name: m.roll(1, 0) for name, m in maps.items()}
+            feedback = choose_maps(fed, self.unet.config.feedback, config.feedback)
             yield SamplerStep(i, config.steps, sigma.item(), x, x0, decoded, gaussians, rendering, maps, v)
 
     def _receives(self, step: int) -> bool:
@@ -181,6 +182,8 @@ class Sampler:
                 f"noise is for {tuple(noise.latents.shape[:2])} (samples, views), "
                 f"cameras for {(batch, cameras.num_views)}"
             )
+        if self.config.feedback_of == "another" and batch < 2:
+            raise ValueError("sampler.feedback_of = another: a batch of one has no other object")
 
 
 def feedback_maps(rendering: Rendering, cameras: Cameras, convention: str) -> Feedback:

@@ -8,9 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ouroboros3d"
 LAYERS = [
-    {"errors", "timing"},
+    {"errors", "timing", "statistics"},
     {"config_checks", "files"},
-    {"config"},
+    {"config", "scores"},
     {"cameras", "gaussians", "diffusion", "checkpoint", "metrics"},
     {"geometry"},
     {"interfaces"},

@@ -58,6 +58,7 @@ class LGM(nn.Module):
         views = (views * 0.5 + 0.5 - self._mean) / self._std
         views = F.interpolate(views, (size, size), mode="bilinear", align_corners=False)
         x = torch.cat([views, rays.flatten(0, 1).to(views.dtype)], dim=1).to(self.conv.weight.dtype)
+        c_noise = c_noise if self.config.noise_level else torch.zeros_like(c_noise)
         c_noise = c_noise.expand(batch).repeat_interleave(self.config.num_input_views)
         x = rearrange(self.conv(self.unet(x, c_noise)), "(b v) c h w -> b (v h w) c", b=batch).float()
         if self.config.positions == "ray":

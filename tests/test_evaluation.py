@@ -1,0 +1,470 @@
+"""Scores of held-out orbits: on a scene of known Gaussians, and from end to end on a tiny random model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import LEAN, SMALL, TEXTBOOK
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ouroboros3d import evaluation
+from ouroboros3d.build import build_dataset, build_models, build_sampler
+from ouroboros3d.cameras import Cameras, intrinsics_from_fov, orbit_poses
+from ouroboros3d.checkpoint import save_checkpoint
+from ouroboros3d.config import load_config
+from ouroboros3d.errors import ConfigError, UserError
+from ouroboros3d.evaluation import (
+    Baselines,
+    Evaluator,
+    Options,
+    batch_size,
+    choose_orbits,
+    evaluate,
+    load_example,
+    noise_seed,
+    picture_silhouette,
+    score_images,
+)
+from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.metrics import psnr
+from ouroboros3d.rendering import render
+from ouroboros3d.sampler import last_step
+from ouroboros3d.scores import compare, read_rows
+
+ROOT = Path(__file__).parent.parent
+TO_Z_UP = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
+TO_OPENGL = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))
+ELEVATIONS = (5.0, 25.0)
+CPU = torch.device("cpu")
+
+
+def scene_of(number: int) -> Gaussians:
+    """Thirty coloured balls, in the z-up world of meta.json."""
+    g = torch.Generator().manual_seed(number)
+    return Gaussians(
+        means=(torch.rand(1, 30, 3, generator=g) - 0.5) * torch.tensor([0.6, 0.3, 0.8]),
+        quats=torch.tensor([1.0, 0, 0, 0]).expand(1, 30, 4),
+        scales=torch.full((1, 30, 3), 0.05),
+        opacities=torch.full((1, 30), 0.95),
+        rgb=torch.rand(1, 30, 3, generator=g) * 0.8,
+    )
+
+
+def write_orbit(folder: Path, scene: Gaussians, elevation: float, start: float) -> None:
+    """16 RGBA pictures of the scene and meta.json, as scripts/render_orbits.py writes them; points.npz beside them."""
+    folder.mkdir(parents=True)
+    c2w = TO_Z_UP @ orbit_poses([start + 22.5 * k for k in range(16)], elevation, 1.7417)
+    fov = 39.598
+    cameras = Cameras(c2w.float()[None], intrinsics_from_fov(torch.full((1, 16), fov)))
+    rendering = render(scene, cameras, 32, background=(0.0, 0.0, 0.0))
+    alpha = rendering.alpha[0]
+    rgba = torch.cat([rendering.rgb[0] / alpha.clamp(min=1e-4), alpha], 1).clamp(0, 1)
+    locations = []
+    for k, picture in enumerate((rgba * 255).round().byte().permute(0, 2, 3, 1).numpy()):
+        name = f"render_{k:04d}.webp"
+        Image.fromarray(picture).save(folder / name, lossless=True)
+        locations.append({"transform_matrix": (c2w[k] @ TO_OPENGL).tolist(), "frames": [{"name": name}]})
+    meta = {"camera_angle_x": math.radians(fov), "locations": locations}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    np.savez(folder / "points.npz", points=scene.means[0].numpy())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, make_models) -> Path:
+    """A folder with orbits/ (chair, lamp and table held out with two orbits each, tree with one; two to train on),
+    tiny.yaml and weights/ of a random model."""
+    root = tmp_path_factory.mktemp("evaluation")
+    for number, name in enumerate(("chair", "lamp", "table", "tree", "bed", "sofa")):
+        for orbit, elevation in enumerate(ELEVATIONS[: 1 if name in ("tree", "bed", "sofa") else 2]):
+            write_orbit(root / "orbits" / f"{name}_{orbit}", scene_of(number), elevation, 40.0 * number + 10 * orbit)
+    held_out = [f"{name}_{k}" for name in ("chair", "lamp", "table") for k in (0, 1)]
+    (root / "orbits" / "test.txt").write_text("\n".join([*held_out, "tree_0"]) + "\n")
+    (root / "orbits" / "train.txt").write_text("bed_0\nsofa_0\n")
+    config = OmegaConf.merge(
+        SMALL,
+        LEAN,
+        {"model": {"conventions": TEXTBOOK, "pretrained": {"checkpoint": str(root / "weights")}}},
+        {"sampler": {"steps": 2}, "data": {"root": str(root / "orbits"), "workers": 0}},
+    )
+    unstarted = OmegaConf.merge(config, {"model": {"pretrained": {"checkpoint": None}}})
+    (root / "unstarted.yaml").write_text(OmegaConf.to_yaml(unstarted))
+    (root / "tiny.yaml").write_text(OmegaConf.to_yaml(config))
+    save_checkpoint(root / "weights", make_models(load_config(root / "unstarted.yaml")), frozen=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(root):
+    return load_config(root / "tiny.yaml", ["data.val=test.txt"])
+
+
+@pytest.fixture(scope="module")
+def models(config):
+    return build_models(config.model)
+
+
+@pytest.fixture(scope="module")
+def dataset(config):
+    return build_dataset(config, "val")
+
+
+@pytest.fixture(scope="module")
+def script(root):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import evaluate
+
+    sys.path.pop(0)
+
+    def run(*arguments) -> int:
+        fixed = ["--config", root / "tiny.yaml", "--device", "cpu"]
+        return evaluate.cli([str(a) for a in (*fixed, *arguments)])
+
+    return run
+
+
+def run(models, config, **options):
+    return evaluate(models, config, CPU, Options(baselines=False, **options))
+
+
+class TestScoresOfPictures:
+    def test_each_is_a_mean_over_the_views_of_an_object(self):
+        truth = torch.full((2, 2, 3, 32, 32), 0.5)
+        made = truth + torch.tensor([[0.1, 0.01], [0.1, 0.1]])[..., None, None, None]
+        scores = score_images(made, truth)
+        assert scores["psnr"].tolist() == pytest.approx([30, 20], abs=1e-3)  # not of the pooled error, 22.97
+        assert set(scores) == {"psnr", "ssim", "gradient_distance"}
+
+    def test_foreground_and_silhouette(self):
+        truth, made = torch.ones(1, 2, 3, 32, 32), torch.ones(1, 2, 3, 32, 32)
+        alpha = torch.zeros(1, 2, 1, 32, 32)
+        alpha[0, 0, :, 8:24, 8:24] = 1  # the second view shows nothing
+        truth[0, 0, :, 8:24, 8:24] = 0.5
+        made[0, 0, :, 8:24, 16:32] = 0.6  # half beside it
+        scores = score_images(made, truth, alpha, picture_silhouette(made, (1, 1, 1)))
+        mse = (0.5**2 + 0.1**2) / 2
+        assert scores["psnr_foreground"].item() == pytest.approx(-10 * math.log10(mse), abs=1e-3)
+        assert scores["iou"].item() == pytest.approx((1 / 3 + 1) / 2)
+
+    def test_lpips_is_a_column_only_where_there_is_one(self):
+        pictures = torch.rand(1, 2, 3, 32, 32)
+        scores = score_images(pictures, pictures, lpips=lambda a, b: torch.tensor([0.25, 0.75]))
+        assert scores["lpips"].item() == 0.5
+        assert "lpips" not in score_images(pictures, pictures)
+
+    def test_what_differs_from_the_background_is_silhouette(self):
+        picture = torch.full((1, 3, 1, 3), 0.5)
+        picture[0, 1, 0, 1], picture[0, 1, 0, 2] = 0.59, 0.61
+        assert picture_silhouette(picture, (0.5, 0.5, 0.5)).flatten().tolist() == [False, False, True]
+
+
+class TestExtraCameras:
+    """All true pictures of an example are of one scene, seen from the cameras it says, in the model's frame."""
+
+    @pytest.fixture(scope="class")
+    def example(self, dataset, root):
+        return load_example(dataset, 1, root / "orbits")  # chair_1
+
+    def test_the_same_gaussians_make_every_picture(self, example):
+        scene, to_model = scene_of(0), torch.linalg.inv(example.to_world).float()
+        moved = replace(scene, means=scene.means @ to_model[:3, :3].T + to_model[:3, 3])
+        assert {name: len(t.images) for name, t in example.targets.items()} == {
+            "generated": 8, "between": 8, "other": 8,
+        }  # fmt: skip
+        for name, target in example.targets.items():
+            made = render(moved, target.cameras, 32)
+            assert psnr(made.rgb[0], target.images).min() > 40, name
+            assert (made.alpha[0] - target.alpha).abs().max() < 0.02, name
+
+    def test_which_they_are(self, example, dataset):
+        assert dataset[1]["frames"].tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+        assert example.elevation == pytest.approx(25, abs=1e-3)
+        assert example.other_elevation == pytest.approx(5, abs=1e-3)
+        first = example.targets["generated"].cameras.c2w[0, 0]
+        torch.testing.assert_close(first[:3, :3], torch.diag(torch.tensor([1.0, -1, -1])), atol=1e-5, rtol=0)
+
+    def test_an_object_with_one_orbit_has_no_other(self, dataset):
+        example = load_example(dataset, 6)
+        assert set(example.targets) == {"generated", "between"}
+        assert math.isnan(example.other_elevation) and example.points is None
+
+    def test_true_gaussians_score_perfectly(self, example, models, config, monkeypatch):
+        """The whole row, with the networks' Gaussians replaced by the true ones."""
+        scene, to_model = scene_of(0), torch.linalg.inv(example.to_world).float()
+        moved = replace(scene, means=scene.means @ to_model[:3, :3].T + to_model[:3, 3])
+        monkeypatch.setattr(evaluation, "scene", lambda gaussians, index: moved)
+        ((row, pictures),) = Evaluator(models, config, CPU)([example], seed=0)
+        for where in ("all", "novel", "between", "other"):
+            assert row[f"render_{where}_psnr"] > 38 and row[f"render_{where}_iou"] > 0.97, where
+            assert where == "all" or row[f"clean_{where}_psnr"] == row[f"render_{where}_psnr"]
+        assert row["chamfer"] < 1e-5 and row["fscore_0.02"] == 1
+        assert row["views_novel_psnr"] < 20  # the views are a random network's
+        assert row["delta_psnr"] == pytest.approx(row["views_novel_psnr"] - row["render_novel_psnr"], abs=1e-3)
+        assert [p.shape for p in pictures.values()] == [(8, 3, 32, 32)] * 3
+
+    def test_damaged_points_are_one_line(self, dataset, root, tmp_path):
+        (tmp_path / "chair_0").mkdir()
+        for content in ({"points": np.zeros((0, 3))}, {"points": np.zeros((5, 2))}, {"other": np.zeros(3)}):
+            np.savez(tmp_path / "chair_0" / "points.npz", **content)
+            with pytest.raises(UserError, match=r"points\.npz: cannot be used") as caught:
+                load_example(dataset, 0, tmp_path)
+            assert "\n" not in str(caught.value)
+
+
+class TestBaselines:
+    @pytest.fixture(scope="class")
+    def baselines(self, config):
+        return Baselines(config)
+
+    def test_what_they_show(self, baselines, dataset, config):
+        item = dataset[0]
+        made = baselines(item)
+        truth = item["images"] * 0.5 + 0.5
+        assert set(made) == set(evaluation.BASELINES)
+        assert all(torch.equal(view, truth[0]) for view in made["repeat"])
+        assert torch.equal(made["background"], torch.ones_like(truth))
+        training = build_dataset(replace(config, data=replace(config.data, val="train.txt")), "val")
+        views = torch.stack([training[i]["images"] for i in range(2)]) * 0.5 + 0.5
+        torch.testing.assert_close(made["mean"][3], views.mean((0, 1)))
+        errors = [(v[0] - truth[0]).square().mean() for v in views]  # at 32 pixels, as the thumbnails
+        torch.testing.assert_close(made["nearest"], views[int(np.argmin(errors))])
+
+    def test_a_training_object_is_its_own_nearest_only_from_another_object_s_view(self, baselines, config):
+        training = build_dataset(replace(config, data=replace(config.data, val="train.txt")), "val")
+        made = baselines(training[0])
+        torch.testing.assert_close(made["nearest"], training[1]["images"] * 0.5 + 0.5)
+
+
+class TestNoiseAndBatches:
+    def test_noise_follows_from_the_object_and_the_seed(self):
+        assert noise_seed(0, "../a/chair_0") == noise_seed(0, "chair_0") == noise_seed(0, "/b/chair_0")
+        assert len({noise_seed(s, n) for s in (0, 1) for n in ("chair_0", "chair_1")}) == 4
+
+    def test_a_batch_equals_its_single_items(self, dataset, models, config):
+        examples = [load_example(dataset, i) for i in (0, 2)]
+        evaluator = Evaluator(models, config, CPU)
+        together = [row for row, _ in evaluator(examples, seed=3)]
+        apart = [evaluator([example], seed=3)[0][0] for example in examples]
+        for one, other in zip(together, apart, strict=True):
+            assert one.keys() == other.keys()
+            for name, value in one.items():
+                assert value == other[name] if isinstance(value, str) else value == pytest.approx(other[name], abs=2e-3)
+
+    def test_conventions_that_mix_samples_are_evaluated_one_by_one(self, make_config):
+        assert batch_size(make_config(textbook=True), 4) == 4
+        assert batch_size(make_config(), 4) == 1
+        another = {"sampler": {"feedback_of": "another"}}
+        assert batch_size(make_config(another, textbook=True), 1) == 2
+        with pytest.raises(ConfigError, match=r"sampler\.feedback_of = another"):
+            batch_size(make_config(another), 4)
+
+    def test_objects_and_their_orbits(self):
+        ids = ["x/a_0", "x/a_1", "b_0", "b_1", "c", "d_0"]
+        assert choose_orbits(ids) == [0, 2, 4, 5]
+        assert choose_orbits(ids, 2) == [0, 4]
+        assert choose_orbits(ids, 2, every_orbit=True) == [0, 1, 4]
+
+
+class TestControls:
+    def test_feedback_of_another_object_is_a_swap_in_a_pair(self, dataset, models, config, monkeypatch):
+        another = replace(config, sampler=replace(config.sampler, feedback_of="another"))
+        batch = evaluation.OrbitBatch.collate([dataset[0], dataset[2]])
+        seen, encode = [], models.unet.encode_feedback
+        monkeypatch.setattr(models.unet, "encode_feedback", lambda maps: seen.append(maps) or encode(maps))
+
+        def sample(config, count):
+            sampler = build_sampler(models, config)
+            noise = sampler.draw_noise([7, 8][:count], 8)
+            return last_step(sampler(batch.images[:count, 0], batch.cameras.scenes(slice(count)), noise)).views
+
+        own, swapped = sample(config, 2), sample(another, 2)
+        assert not torch.allclose(own, swapped, atol=1e-4)
+        (_, first), (_, second) = seen[:2], seen[2:]  # an empty one, then the maps of the first step
+        for name in ("rgb", "ccm"):
+            assert torch.equal(first[name].flip(0), second[name]) and not torch.equal(first[name], second[name])
+        with pytest.raises(ValueError, match="no other object"):
+            sample(another, 1)
+
+    def test_their_batches_are_fixed_and_never_single(self, models, config, tmp_path):
+        another = replace(config, sampler=replace(config.sampler, feedback_of="another"))
+        rows, _ = run(models, another, batch=3, out=tmp_path)  # 4 objects: a batch of 4, not 3 + 1
+        assert len(rows) == 4
+        with pytest.raises(UserError, match="no second object"):
+            run(models, another, objects=1)
+
+    def test_a_reconstructor_that_is_told_nothing(self, make_config, make_models, make_cameras):
+        from ouroboros3d.models.lgm import LGM
+
+        knowing = make_models(make_config(lean=True)).lgm
+        plain = LGM(replace(knowing.config, noise_level=False), knowing.rotation)
+        plain.load_state_dict(knowing.state_dict())
+        images, cameras = torch.rand(1, 8, 3, 32, 32) * 2 - 1, make_cameras(1)
+        levels = [torch.tensor(0.0), torch.tensor(1.3)]
+        with torch.no_grad():
+            a, b = (knowing(images, cameras, t).to_tensor() for t in levels)
+            c, d = (plain(images, cameras, t).to_tensor() for t in levels)
+        assert not torch.equal(a, b)
+        assert torch.equal(c, d) and torch.equal(a, c)
+
+
+class TestTable:
+    def test_it_resumes_and_grows(self, models, config, tmp_path, monkeypatch):
+        whole, _ = run(models, config, out=tmp_path / "whole", seeds=(0, 1))
+        parts = tmp_path / "parts"
+        run(models, config, out=parts, objects=2)
+        made = []
+        original = Evaluator.__call__
+
+        def spy(self, examples, seed):
+            made.extend((e.item["id"], seed) for e in examples)
+            return original(self, examples, seed)
+
+        monkeypatch.setattr(Evaluator, "__call__", spy)
+        rows, _ = run(models, config, out=parts, seeds=(0, 1), batch=3)
+        assert len(rows) == 8 and len(made) == 6
+        assert ("chair_0", 0) not in made and ("chair_0", 1) in made
+        assert [r["id"] for r in rows] == [r["id"] for r in whole]
+        for one, other in zip(rows, whole, strict=True):
+            assert one["render_novel_psnr"] == pytest.approx(other["render_novel_psnr"], abs=2e-3)
+        made.clear()
+        again, _ = run(models, config, out=parts, seeds=(0, 1))
+        assert not made
+        assert [r["delta_psnr"] for r in again] == [r["delta_psnr"] for r in rows]
+
+    def test_an_interrupted_run_keeps_what_was_finished(self, models, config, tmp_path, monkeypatch):
+        original = Evaluator.__call__
+
+        def fail_later(self, examples, seed):
+            if examples[0].item["id"] == "table_0":
+                raise KeyboardInterrupt
+            return original(self, examples, seed)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Evaluator, "__call__", fail_later)
+            run(models, config, out=tmp_path, batch=1)
+        assert [row["id"] for row in read_rows(tmp_path / "objects.csv")] == ["chair_0", "lamp_0"]
+        rows, _ = run(models, config, out=tmp_path, batch=1)
+        assert len(rows) == 4
+
+    def test_rows_of_other_settings_are_refused(self, models, config, tmp_path):
+        run(models, config, out=tmp_path, objects=1)
+        other = replace(config, sampler=replace(config.sampler, steps=3))
+        with pytest.raises(UserError, match=r"other settings \(sampler\.steps is 2 there, 3 here\)"):
+            run(models, other, out=tmp_path, objects=1)
+        weights = build_models(config.model)
+        weights.lgm.conv.bias.data[0] += 1e-3
+        with pytest.raises(UserError, match="weights is"):
+            run(weights, config, out=tmp_path, objects=1)
+        assert len(run(models, config, out=tmp_path, objects=2)[0]) == 2
+
+    def test_several_processes_share_the_work(self, models, config, root, tmp_path):
+        single, _ = run(models, config, seeds=(0, 1))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        command += [str(ROOT / "scripts" / "evaluate.py"), "--config", str(root / "tiny.yaml"), "--device", "cpu"]
+        command += ["--seeds", "0", "1", "--batch", "3", "--no_baselines", "--out", str(tmp_path)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert result.stdout.count("4 objects of test.txt, 8 samples") == 1
+        rows = {(r["id"], r["seed"]): r for r in read_rows(tmp_path / "objects.csv")}
+        assert not list(tmp_path.glob("part*"))
+        assert len(rows) == len(single) == 8
+        for row in single:
+            other = rows[row["id"], row["seed"]]
+            assert row["render_novel_psnr"] == pytest.approx(other["render_novel_psnr"], abs=2e-3)
+
+
+class TestScript:
+    @pytest.fixture(scope="class")
+    def out(self, script, root, tmp_path_factory):
+        out = tmp_path_factory.mktemp("script") / "out"
+        assert script("--out", out, "--points", root / "orbits") == 0
+        return out
+
+    def test_the_table_of_objects(self, out):
+        with open(out / "objects.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["id"] for row in rows] == ["chair_0", "lamp_0", "table_0", "tree_0"]
+        header = list(rows[0])
+        assert header[:5] == ["object", "id", "seed", "elevation", "other_elevation"]
+        for subject in ("views_all", "views_novel", "render_all", "render_novel", "render_between", "render_other",
+                        "clean_novel", "clean_between", "clean_other", "delta", *evaluation.BASELINES):  # fmt: skip
+            for metric in ("psnr", "psnr_foreground", "ssim", "gradient_distance", "iou"):
+                assert f"{subject}_{metric}" in header
+        assert {"agreement_psnr", "chamfer", "fscore_0.02", "fscore_0.05"} <= set(header)
+        assert not any("lpips" in name for name in header) or "torchvision" in sys.modules
+        assert rows[3]["render_other_psnr"] == "" and float(rows[0]["render_other_psnr"]) > 0
+        assert float(rows[0]["repeat_psnr"]) > float(rows[0]["background_psnr"])
+
+    def test_the_summary_and_the_grid(self, out):
+        summary = json.loads((out / "summary.json").read_text())
+        scores = summary["scores"]["render_novel_psnr"]
+        rows = read_rows(out / "objects.csv")
+        values = [row["render_novel_psnr"] for row in rows]
+        assert scores["count"] == 4 and scores["mean"] == pytest.approx(np.mean(values))
+        assert min(values) <= scores["low"] <= scores["mean"] <= scores["high"] <= max(values)
+        assert summary["scores"]["render_other_psnr"]["count"] == 3
+        assert {p.name for p in (out / "pictures").iterdir()} == {f"{r['id']}_0.png" for r in rows}
+        row_picture = Image.open(out / "pictures" / "chair_0_0.png")
+        grid = Image.open(out / "grid.png")  # of four objects: one best, one median, one worst
+        assert grid.size == (row_picture.width, 3 * (row_picture.height + 22))
+        best = max(rows, key=lambda row: row["render_novel_psnr"])
+        top = grid.crop((0, 22, grid.width, 22 + row_picture.height))
+        assert np.array_equal(top, Image.open(out / "pictures" / f"{best['id']}_0.png"))
+
+    def test_comparison_of_two_tables(self, script, out, root, tmp_path, capsys):
+        assert script("--out", tmp_path / "b", "--no_baselines", "--compare", out / "objects.csv",
+                      "sampler.feedback=[]") == 0  # fmt: skip
+        printed = capsys.readouterr().out
+        assert f"minus {out / 'objects.csv'}, paired by object, 4 objects" in printed
+        ours, theirs = read_rows(tmp_path / "b" / "objects.csv"), read_rows(out / "objects.csv")
+        difference = compare(ours, theirs)["views_novel_psnr"]
+        expected = np.mean([a["views_novel_psnr"] - b["views_novel_psnr"] for a, b in zip(ours, theirs, strict=True)])
+        assert difference.mean == pytest.approx(expected)
+        minus = json.loads((tmp_path / "b" / "summary.json").read_text())["minus"]
+        assert minus["views_novel_psnr"]["mean"] == pytest.approx(expected)
+        assert "repeat_psnr" not in minus
+
+    def test_without_a_folder_it_prints_alone(self, script, capsys, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        assert script("--objects", 1, "--no_baselines") == 0
+        printed = capsys.readouterr().out
+        assert "1 objects of test.txt" in printed and "3D, novel" in printed and "LPIPS is absent" in printed
+        assert not list(tmp_path.iterdir())
+
+    def test_training_objects_are_pointed_out(self, script, capsys):
+        assert script("--list", "train.txt", "--no_baselines") == 0
+        assert "WARNING: 2 of 2 objects are in" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--list", "none.txt"], ["none.txt", "cannot be read"]),
+            (["--objects", "-1"], ["--objects"]),
+            (["--batch", "0"], ["--batch"]),
+            (["--compare", "/nonexistent.csv"], ["/nonexistent.csv", "not a table of scores"]),
+            (["--config", "/nonexistent.yaml"], ["/nonexistent.yaml"]),
+            (["--device", "tpu"], ["--device tpu"]),
+            (["sampler.step=3"], ["sampler.step"]),
+            (["--out", "/proc/nothing"], ["/proc/nothing", "choose another output folder"]),
+        ],
+    )
+    def test_bad_input_is_one_line_and_status_2(self, script, capsys, arguments, words):
+        assert script(*arguments) == 2
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("error: ") and all(word in last for word in words), last
+
+    def test_a_table_of_something_else(self, script, capsys, tmp_path):
+        (tmp_path / "a.csv").write_text("name,value\nx,1\n")
+        assert script("--compare", tmp_path / "a.csv") == 2
+        assert "needs the columns object, id, seed" in capsys.readouterr().err
