@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
 
+from ouroboros3d.data.assets import safe_unzip
 from ouroboros3d.files import atomic_path, check_writable_dir
 
 PACKAGE = "sweethome3d-furniture"
@@ -203,21 +204,6 @@ def unpack_package(deb: Path, models: Path) -> None:
             models.mkdir(exist_ok=True)
             shutil.rmtree(models / catalogue, ignore_errors=True)
             staged.rename(models / catalogue)
-
-
-def safe_unzip(archive: Path, target: Path) -> None:
-    """Unzip into `target`; raises OSError for a member that would land outside of it."""
-    root = target.resolve()
-    with zipfile.ZipFile(archive) as file:
-        for member in file.infolist():
-            path = (root / member.filename.lstrip("/")).resolve()
-            if not path.is_relative_to(root) or "\\" in member.filename:
-                raise OSError(f"{archive.name}: member '{member.filename}' leads out of the folder")
-        for member in file.infolist():
-            path = root / member.filename.lstrip("/")
-            if not member.is_dir():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(file.read(member))
 
 
 def read_catalogue(folder: Path) -> list[Entry]:

@@ -3,164 +3,55 @@
     <out>/<id>_<orbit>/render_0000.webp ... render_0015.webp, meta.json [, depth.npz]
     <out>/train.txt, val.txt, test.txt      ids of the folders that are complete
     <out>/failures.txt                      what could not be rendered, and why (only if anything)
+    <out>/warnings.txt                      what was rendered without a texture it names (only if anything)
+    <out>/render.json                       the options that every picture here shares; others are refused
 
-Input is --assets FILE.csv (columns id, split, path; paths relative to the file; get_furniture.py writes
-one), --assets FOLDER of mesh files (everything becomes training data), or --procedural N. Finished orbits are
-skipped, so the command can be stopped and repeated.
+Input is --assets, a folder of meshes, a zip file of one (also .sh3f), a list of paths, or a csv file (columns id,
+path and maybe split, paths relative to the file; get_furniture.py writes one), or --procedural N. Ids of folders
+and zip files are paths with _ between their parts. glb, gltf, obj, ply and stl are read by both backends, off by
+light alone, fbx by blender alone; of a glTF file its default scene is rendered, or the first if it names none.
+
+Every object is centred by its bounding box and scaled so that the sphere around it fills --fill of the picture's
+width, with nothing cut. --backend light (plain wheels: trimesh and embreex) casts rays under a soft sky, two-sided,
+with textures but without reflections; --backend blender (the bpy wheel, see ouroboros3d/data/blender.py) uses
+Cycles, for real data. Both share cameras, normalisation and files, and repeat by --seed.
+
+Finished orbits are skipped and an orbit's folder appears when it is complete, so the command can be stopped and
+repeated. For a job array give every job --shard i/n (i from 0), the same --out, and then run the command once
+without --shard: it tries again what failed and writes the lists. Exit status: 0, or 2 if nothing could be rendered,
+the input is no good or the output cannot be written; failures of single objects are in failures.txt.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
-import shutil
+import re
+import signal
 import sys
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
-from ouroboros3d.data.procedural import random_object
-from ouroboros3d.data.raycast import (
-    DISTANCE,
-    FOV_DEGREES,
-    AssetError,
-    Raycaster,
-    load_surface,
-    orbit_pose,
+from ouroboros3d.data.assets import SPLITS, Asset, open_assets
+from ouroboros3d.data.blender import require_bpy
+from ouroboros3d.data.raycast import DISTANCE, FOV_DEGREES
+from ouroboros3d.data.render import (
+    BACKENDS,
+    FILL,
+    MAX_FACES,
+    SAMPLES,
+    Settings,
+    prepare_out,
+    render_asset,
+    render_set,
+    write_lists,
 )
-
-FRAMES = 16
-ELEVATIONS = (-5.0, 30.0)
-SPLITS = ("train", "val", "test")
-MESH_SUFFIXES = {".obj", ".glb", ".gltf", ".ply", ".stl", ".off"}
-
-
-@dataclass(frozen=True)
-class Asset:
-    """Something to render. path: a mesh file, or None for the procedural object number `number`."""
-
-    id: str
-    split: str
-    path: Path | None
-    number: int = 0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """size: pixels a side; samples: rays per pixel and axis; depth: pixels a side of depth.npz, 0 = none."""
-
-    out: Path
-    size: int
-    samples: int
-    orbits: int
-    depth: int
-    seed: int
-    up: str
-
-
-# A backend turns an asset into something with render(c2w, size, samples) and depth(c2w, size), see Raycaster.
-Backend = Callable[[Asset, Settings], Raycaster]
-
-
-def raycast_backend(asset: Asset, settings: Settings) -> Raycaster:
-    """The light backend: Embree on the CPU. Raises AssetError."""
-    if asset.path is None:
-        return Raycaster(random_object(settings.seed, asset.number))
-    return Raycaster(load_surface(asset.path, settings.up, max_texture=max(256, 2 * settings.size)))
-
-
-BACKENDS: dict[str, Backend] = {"raycast": raycast_backend}
-
-
-def orbit_plan(asset_id: str, orbit: int, seed: int) -> tuple[float, list[np.ndarray]]:
-    """Elevation in degrees and the 16 camera-to-world matrices of an orbit, the same on every machine."""
-    rng = np.random.default_rng([seed, orbit, zlib.crc32(asset_id.encode())])
-    elevation, start = float(rng.uniform(*ELEVATIONS)), float(rng.uniform(0, 360))
-    return elevation, [orbit_pose(start + 360 * k / FRAMES, elevation) for k in range(FRAMES)]
-
-
-def write_orbit(scene: Raycaster, asset: Asset, orbit: int, settings: Settings) -> None:
-    """Render one orbit into its folder; the folder appears only when everything in it is complete."""
-    final = settings.out / f"{asset.id}_{orbit}"
-    folder = settings.out / f".{final.name}.{os.getpid()}.part"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    elevation, poses = orbit_plan(asset.id, orbit, settings.seed)
-    try:
-        locations = []
-        for k, pose in enumerate(poses):
-            name = f"render_{k:04d}.webp"
-            image = scene.render(pose, settings.size, settings.samples)
-            Image.fromarray(image).save(folder / name, lossless=True, quality=50, method=3)
-            locations.append(
-                {"index": f"{k:04d}", "frames": [{"name": name}], "transform_matrix": pose.tolist()}
-            )
-        if settings.depth:
-            depth = np.stack([scene.depth(pose, settings.depth) for pose in poses])
-            np.savez_compressed(folder / "depth.npz", depth=depth.astype(np.float16))
-        meta = {
-            "camera_angle_x": float(np.radians(FOV_DEGREES)),
-            "distance": DISTANCE,
-            "elevation": elevation,
-            "seed": settings.seed,
-            "source": asset.path.name if asset.path else f"procedural {asset.number}",
-            "locations": locations,
-        }
-        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
-        folder.rename(final)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def render_asset(asset: Asset, settings: Settings, backend: str) -> tuple[Asset, str | None]:
-    """Render the orbits of one asset that are not there yet; returns the asset and the failure, if any."""
-    missing = [
-        orbit
-        for orbit in range(settings.orbits)
-        if not (settings.out / f"{asset.id}_{orbit}" / "meta.json").is_file()
-    ]
-    if not missing:
-        return asset, None
-    try:
-        scene = BACKENDS[backend](asset, settings)
-        for orbit in missing:
-            write_orbit(scene, asset, orbit, settings)
-    except (AssetError, OSError, MemoryError) as error:
-        return asset, " ".join(str(error).split()) or type(error).__name__
-    return asset, None
-
-
-def read_assets(path: Path, suffixes: set[str] = MESH_SUFFIXES) -> list[Asset]:
-    """Assets of a csv file or of a folder of meshes; raises ValueError or OSError with the reason."""
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
-        assets = [Asset(p.stem, "train", p) for p in files]
-    else:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        if rows and not {"id", "split", "path"} <= rows[0].keys():
-            raise ValueError(f"{path}: needs the columns id, split and path")
-        assets = [Asset(r["id"], r["split"], path.parent / r["path"]) for r in rows]
-    if not assets:
-        raise ValueError(f"{path}: no assets ({', '.join(sorted(suffixes))} or rows of a csv file)")
-    for asset in assets:
-        if asset.split not in SPLITS:
-            raise ValueError(f"{path}: '{asset.id}' has split '{asset.split}', not {', '.join(SPLITS)}")
-        if Path(asset.id).name != asset.id or asset.id.startswith("."):
-            raise ValueError(f"{path}: '{asset.id}' is no name for a folder")
-    if len({a.id for a in assets}) < len(assets):
-        raise ValueError(f"{path}: an id occurs twice")
-    return assets
+from ouroboros3d.errors import UserError
 
 
 def procedural_assets(count: int) -> list[Asset]:
@@ -168,76 +59,110 @@ def procedural_assets(count: int) -> list[Asset]:
     return [Asset(f"procedural_{i:06d}", "val" if i % 50 == 49 else "train", None, i) for i in range(count)]
 
 
-def write_lists(assets: list[Asset], failed: set[str], settings: Settings) -> dict[str, int]:
-    """Write train.txt, val.txt and test.txt; returns their lengths."""
-    counts = {}
-    for split in SPLITS:
-        ids = [
-            f"{a.id}_{k}"
-            for a in assets
-            if a.split == split and a.id not in failed
-            for k in range(settings.orbits)
-        ]
-        counts[split] = len(ids)
-        (settings.out / f"{split}.txt").write_text("".join(i + "\n" for i in ids))
-    return counts
+def parse_shard(text: str) -> tuple[int, int]:
+    """i/n with 0 <= i < n."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"'{text}' is not i/n with i from 0 to n - 1, like 0/4")
+    return int(match[1]), int(match[2])
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def add_render_options(parser: argparse.ArgumentParser) -> None:
+    """The options that render_eval.py shares."""
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="root folder of the orbits")
+    add("--size", type=int, default=512, help="pixels a side (small model: 64)")
+    add("--depth", type=int, default=0, metavar="PIXELS", help="write depth.npz of this size")
+    add("--samples", type=int, help="light: rays per pixel and axis (3); blender: paths per pixel (64)")
+    add("--fill", type=float, default=FILL, help="the object's sphere, as a share of the width (%(default).3f)")
+    add("--fov", type=float, default=FOV_DEGREES, help="field of view in degrees (%(default)s)")
+    add("--distance", type=float, default=DISTANCE, help="of the camera, in world units (%(default)s)")
+    add("--limit", type=int, help="render the first so many objects only")
+    add("--up", choices=("y", "z"), default="y", help="up axis of the mesh files (an fbx says its own)")
+    add("--backend", choices=sorted(BACKENDS), default="light")
+    add("--device", choices=("cpu", "gpu"), default="cpu", help="where Cycles runs")
+    add("--denoise", action="store_true", help="let Cycles denoise; off, so that pictures repeat exactly")
+    add("--max-faces", type=int, default=MAX_FACES, metavar="N", help="refuse objects with more (%(default)s)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+
+
+def make_settings(parser: argparse.ArgumentParser, args: argparse.Namespace, **changes: Any) -> Settings:
+    """Settings from add_render_options; what is impossible ends the program with a line."""
+    for name in ("size", "orbits", "samples", "workers", "limit", "max_faces"):
+        if (getattr(args, name, None) or 1) < 1 or getattr(args, name, None) == 0:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if args.depth < 0:
+        parser.error("--depth must not be negative")
+    if not 0 < args.fov < 180 or not 0 < args.fill <= 1 or not 0 < args.distance < np.inf:
+        parser.error("--fov must lie between 0 and 180, --fill in (0, 1], and --distance be positive")
+    if args.backend == "blender":
+        require_bpy()
+    shared = {k: getattr(args, k) for k in ("out", "size", "depth", "up", "backend", "fov", "distance", "fill")}
+    return Settings(
+        **shared,
+        samples=args.samples or SAMPLES[args.backend],
+        device=args.device,
+        denoise=args.denoise,
+        threads=max(1, (os.cpu_count() or 1) // args.workers),
+        max_faces=args.max_faces,
+        **changes,
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--assets", type=Path, help="csv file (id, split, path) or folder of meshes")
+    source.add_argument("--assets", type=Path, help="folder, zip, list or csv file (id, path, split)")
     source.add_argument("--procedural", type=int, metavar="N", help="render N random objects")
-    parser.add_argument("--out", type=Path, required=True, help="root folder of the orbits")
-    parser.add_argument("--size", type=int, default=512, help="pixels a side (small model: 64)")
-    parser.add_argument("--orbits", type=int, default=2, help="orbits per object")
-    parser.add_argument("--depth", type=int, default=0, metavar="PIXELS", help="write depth.npz of this size")
-    parser.add_argument("--samples", type=int, default=3, help="rays per pixel and axis")
+    parser.add_argument("--orbits", type=int, default=2, help="orbits per object (%(default)s)")
     parser.add_argument("--split", choices=SPLITS, help="render this split only")
-    parser.add_argument("--limit", type=int, help="render the first so many objects only")
-    parser.add_argument("--seed", type=int, default=0, help="of elevations, azimuths and procedural objects")
-    parser.add_argument("--up", choices=("y", "z"), default="y", help="up axis of the mesh files")
-    parser.add_argument("--backend", choices=sorted(BACKENDS), default="raycast")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="render every N-th object, from number I")
+    parser.add_argument("--seed", type=int, default=0, help="of elevations, azimuths, noise and procedural objects")
+    add_render_options(parser)
     args = parser.parse_args()
-    for name in ("size", "orbits", "samples", "workers"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1")
-    if args.depth < 0 or args.seed < 0 or (args.procedural is not None and args.procedural < 1):
-        parser.error("--depth and --seed must not be negative, --procedural must be at least 1")
-    return args
+    if args.seed < 0 or (args.procedural is not None and args.procedural < 1):
+        parser.error("--seed must not be negative, --procedural must be at least 1")
+    settings = make_settings(parser, args, orbits=args.orbits, seed=args.seed)
+    if args.procedural and args.backend != "light":
+        parser.error("--procedural objects are for --backend light")
+    listed = nullcontext(procedural_assets(args.procedural)) if args.procedural else open_assets(args.assets)
+    with listed as assets:
+        chosen = [a for a in assets if args.split in (None, a.split)][: args.limit]
+        shard = ""
+        if args.shard:
+            chosen = chosen[args.shard[0] :: args.shard[1]]
+            shard = ".{}-of-{}".format(*args.shard)
+        if not chosen:
+            raise UserError(f"{args.assets or args.procedural}: nothing to render in this split or shard")
+        prepare_out(settings)
+        render_set(chosen, partial(render_asset, settings=settings), settings, args.workers, shard)
+    if shard:
+        print("after the last shard run the command without --shard: it writes the lists")
+        return
+    for report in (*settings.out.glob("failures.*-of-*.txt"), *settings.out.glob("warnings.*-of-*.txt")):
+        report.unlink()
+    print(f"{settings.out}: orbits {write_lists(assets, settings)}")
 
 
-def main() -> int:
-    args = parse_arguments()
+def run_script(main: Callable[[], None]) -> int:
+    """Calls main; a user's error becomes one line and status 2, an interrupt (also SIGTERM) one line and 130."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        assets = read_assets(args.assets) if args.assets else procedural_assets(args.procedural)
-        assets = [a for a in assets if args.split in (None, a.split)][: args.limit]
-        args.out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        print(f"render_orbits: {error}", file=sys.stderr)
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    settings = Settings(args.out, args.size, args.samples, args.orbits, args.depth, args.seed, args.up)
-    failures = {}
-    work = partial(render_asset, settings=settings, backend=args.backend)
-    with Pool(args.workers) as pool:
-        for asset, failure in tqdm(pool.imap_unordered(work, assets), total=len(assets), unit="object"):
-            if failure:
-                failures[asset.id] = failure
-                tqdm.write(f"{asset.id}: {failure}", file=sys.stderr)
-    counts = write_lists(assets, set(failures), settings)
-    report = args.out / "failures.txt"
-    report.unlink(missing_ok=True)
-    if failures:
-        report.write_text("".join(f"{k}\t{v}\n" for k, v in sorted(failures.items())))
-    print(f"{args.out}: orbits {counts}, {len(failures)} of {len(assets)} objects failed")
-    if len(failures) == len(assets):
-        print(f"render_orbits: nothing could be rendered, see {report}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

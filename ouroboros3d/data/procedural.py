@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .raycast import Surface, make_surface
+from .raycast import OBJECT_RADIUS, Surface, make_surface
 
 _TEXTURE_SIZE = 64
 
 
-def random_object(seed: int, number: int) -> Surface:
-    """The procedural object `number` of the endless series `seed`, z up, inside the sphere of radius 0.5."""
+def random_object(seed: int, number: int, radius: float = OBJECT_RADIUS) -> Surface:
+    """The procedural object `number` of the endless series `seed`, z up, inside the sphere of that radius."""
     rng = np.random.default_rng([seed, number])
     layouts: list[Callable[[_Builder], None]] = [
         _seat,
@@ -31,7 +31,7 @@ def random_object(seed: int, number: int) -> Surface:
     builder = _Builder(rng)
     layouts[rng.integers(len(layouts))](builder)
     builder.turn(rng.uniform(0, 360))
-    return make_surface(builder.parts)
+    return make_surface(builder.parts, radius)
 
 
 # Solids: vertices [n, 3] in [-1, 1], faces [t, 3] and uv [n, 2]; textures run around what is round.

@@ -1,0 +1,194 @@
+"""Lists of 3D assets: a folder, a list, a csv file or a zip catalogue; and where their textures are."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import tempfile
+import urllib.parse
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+from ouroboros3d.errors import UserError
+
+SPLITS = ("train", "val", "test")
+MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".fbx")
+ZIP_SUFFIXES = (".zip", ".sh3f")
+
+
+class AssetError(Exception):
+    """An asset cannot be loaded, or holds nothing that could be rendered."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Something to render.
+
+    id: names its folders; path: a mesh file, or None for the procedural object number `number`; source: how the list
+    calls the file, free of the machine's folders.
+    """
+
+    id: str
+    split: str
+    path: Path | None
+    number: int = 0
+    source: str = ""
+
+
+@contextmanager
+def open_assets(path: Path, split: str = "train") -> Iterator[list[Asset]]:
+    """Yields the assets of `path`, sorted as it lists them; their files are there until the block ends.
+
+    path: a folder of meshes, searched with its subfolders; a zip file of such a folder (also .sh3f), unpacked to a
+    temporary place; a .csv file with the columns id, path and maybe split; or any other text file with one path a
+    line (# starts a comment). Paths are relative to their list. split: of what the list gives none.
+
+    An id is the path below the folder with _ between its parts, or the file's name in a list; for
+    <name>/meshes/model.obj, the layout of Google Scanned Objects, it is <name>.
+    Raises UserError when there is nothing, an id comes twice or is no name, or a zip member leads out of its folder.
+    """
+    with ExitStack() as stack:
+        try:
+            if path.is_dir():
+                assets = _in_folder(path, split)
+            elif path.suffix.lower() in ZIP_SUFFIXES:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="assets-")))
+                safe_unzip(path, folder)
+                assets = _in_folder(folder, split)
+            else:
+                assets = _in_csv(path, split) if path.suffix.lower() == ".csv" else _in_list(path, split)
+        except (OSError, UnicodeDecodeError, csv.Error, zipfile.BadZipFile, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise UserError(f"{path}: cannot be read ({reason}); give a folder, zip, list or csv file") from error
+        yield _checked(path, assets)
+
+
+def _in_folder(folder: Path, split: str) -> list[Asset]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MESH_SUFFIXES and p.is_file())
+    names = [p.relative_to(folder) for p in files]
+    hidden = [any(part.startswith((".", "__MACOSX")) for part in name.parts) for name in names]
+    return [
+        Asset(_asset_id(name), split, path, source=name.as_posix())
+        for path, name, skip in zip(files, names, hidden, strict=True)
+        if not skip
+    ]
+
+
+def _in_csv(path: Path, split: str) -> list[Asset]:
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if not {"id", "path"} <= set(reader.fieldnames or ()):
+        raise UserError(f"{path}: needs the columns id and path, and may have split")
+    if any(row["path"] is None for row in rows):
+        raise UserError(f"{path}: a row is shorter than the header")
+    return [
+        Asset(r["id"], r.get("split") or split, path.parent / r["path"], source=_source(Path(r["path"]))) for r in rows
+    ]
+
+
+def _in_list(path: Path, split: str) -> list[Asset]:
+    lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    names = [Path(line) for line in lines if line]
+    parts = [Path(*name.parts[-3:]) if _is_scanned(name) else Path(name.name) for name in names]
+    return [
+        Asset(_asset_id(part), split, path.parent / name, source=_source(name))
+        for name, part in zip(names, parts, strict=True)
+    ]
+
+
+def _source(name: Path) -> str:
+    return name.name if name.is_absolute() else name.as_posix()
+
+
+def _is_scanned(name: Path) -> bool:
+    return len(name.parts) >= 3 and name.parts[-2:] == ("meshes", "model.obj")
+
+
+def _asset_id(name: Path) -> str:
+    name = name.parent.parent if _is_scanned(name) else name.with_suffix("")
+    return re.sub(r"[^\w.+-]+", "-", "_".join(name.parts)).lstrip(".")
+
+
+def _checked(path: Path, assets: list[Asset]) -> list[Asset]:
+    if not assets:
+        raise UserError(f"{path}: no assets; it needs files like {', '.join(MESH_SUFFIXES)} or rows that name some")
+    seen = {}
+    for asset in assets:
+        if asset.split not in SPLITS:
+            raise UserError(f"{path}: '{asset.id}' has split '{asset.split}', not {', '.join(SPLITS)}")
+        if not re.fullmatch(r"[^\s./\\][^\s/\\]*", asset.id or ""):
+            raise UserError(f"{path}: '{asset.id}' is no name for a folder; use letters, digits, . _ + -")
+        if asset.id in seen:
+            both = f"{seen[asset.id]} and {asset.source}"
+            raise UserError(f"{path}: the id '{asset.id}' occurs twice ({both}); give a csv file with ids of your own")
+        seen[asset.id] = asset.source
+    return assets
+
+
+def safe_unzip(archive: Path, target: Path) -> None:
+    """Unzip into `target`. Raises OSError, naming the member, before writing anything if one would land outside."""
+    root = target.resolve()
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            path = (root / member.filename.lstrip("/")).resolve()
+            if not path.is_relative_to(root) or "\\" in member.filename:
+                raise OSError(f"{archive.name}: member '{member.filename}' leads out of the folder")
+        for member in file.infolist():
+            path = root / member.filename.lstrip("/")
+            if not member.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(file.read(member))
+
+
+def missing_textures(path: Path) -> list[str]:
+    """What a .obj (through its material files) or .gltf names and find_texture cannot find: one text each."""
+    missing = []
+    if path.suffix.lower() == ".obj":
+        data = path.read_bytes()
+        used = set(re.findall(rb"^[ \t]*usemtl[ \t]+(.+?)\s*$", data, re.M))
+        for library in re.findall(rb"^[ \t]*mtllib[ \t]+(.+?)\s*$", data, re.M):
+            file = path.parent / library.decode("utf-8", "replace")
+            if not file.is_file():
+                missing.append(f"material file '{file.name}' is missing")
+                continue
+            material = b""
+            for key, value in re.findall(rb"^[ \t]*(newmtl|map_kd)[ \t]+(.+?)\s*$", file.read_bytes(), re.M | re.I):
+                if key.lower() == b"newmtl":
+                    material = value
+                elif material in used and not find_texture(path, value.decode("utf-8", "replace")):
+                    missing.append(f"texture '{value.decode('utf-8', 'replace')}' is missing or broken")
+    elif path.suffix.lower() == ".gltf":
+        for image in json.loads(path.read_bytes()).get("images", []):
+            uri = image.get("uri", "data:")
+            if not uri.startswith("data:") and not find_texture(path, urllib.parse.unquote(uri)):
+                missing.append(f"texture '{uri}' is missing or broken")
+    return list(dict.fromkeys(missing))
+
+
+@lru_cache(maxsize=256)
+def find_texture(asset: Path, name: str) -> Path | None:
+    """The picture that `asset` calls `name`, or None if it is missing or cannot be decoded.
+
+    Looked for where the name says, beside the asset, in its folder textures and in ../textures, and, for Google
+    Scanned Objects, in ../materials/textures; never further out than the parent of the asset's folder.
+    """
+    name = re.sub(r"^(-\w+\s+((on|off|[-+.\d]+)\s+)*)+", "", name.strip()).replace("\\", "/")  # without MTL options
+    folder, base = asset.parent, name.rsplit("/", 1)[-1]
+    places = (folder / name, folder / base, folder / "textures" / base)
+    for path in (*places, folder.parent / "textures" / base, folder.parent / "materials" / "textures" / base):
+        if path.is_file() and path.resolve().is_relative_to(folder.parent.resolve()):
+            try:
+                with Image.open(path) as picture:
+                    picture.load()
+                return path
+            except Exception:  # a decoder raises whatever it trips over
+                continue
+    return None

@@ -1,0 +1,371 @@
+"""From assets to orbits on disk: what scripts/render_orbits.py and scripts/render_eval.py have in common.
+
+An orbit's folder appears when it is complete. Assets are rendered by processes of their own; one that fails, or takes
+its process down, is reported and the others go on. A disk that is full or read-only ends the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ouroboros3d import __version__
+from ouroboros3d.errors import UserError
+from ouroboros3d.files import atomic_path, check_writable_dir, staged
+
+from .assets import SPLITS, Asset, AssetError, missing_textures
+from .blender import BlenderScene
+from .procedural import random_object
+from .raycast import DISTANCE, FOV_DEGREES, OBJECT_RADIUS, Raycaster, Surface, load_surface, orbit_pose
+
+FRAMES = 16
+ELEVATIONS = (-5.0, 30.0)
+MAX_FACES = 5_000_000  # about 6 GB of memory a worker
+FILL = float(np.tan(np.arcsin(OBJECT_RADIUS / DISTANCE)) / np.tan(np.radians(FOV_DEGREES / 2)))  # 0.833
+STALE = 3600  # seconds without a new file, after which a hidden folder belongs to a killed run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to render.
+
+    size: pixels a side; samples: rays per pixel and axis (light) or paths per pixel (blender); depth: pixels a side
+    of depth.npz, 0 = none; up: axis of the files; fov: degrees; distance: of the camera from the origin, world
+    units; fill: width of the sphere around the object in the picture, as a share of the picture's; device, denoise
+    and threads (0 = all): of Cycles; max_faces: more triangles are refused.
+    """
+
+    out: Path
+    size: int = 512
+    samples: int = 3
+    orbits: int = 2
+    depth: int = 0
+    seed: int = 0
+    up: str = "y"
+    backend: str = "light"
+    fov: float = FOV_DEGREES
+    distance: float = DISTANCE
+    fill: float = FILL
+    device: str = "cpu"
+    denoise: bool = False
+    threads: int = 0
+    max_faces: int = MAX_FACES
+
+    @property
+    def radius(self) -> float:
+        """Of the sphere around every object, in world units."""
+        return self.distance * float(np.sin(np.arctan(self.fill * np.tan(np.radians(self.fov / 2)))))
+
+    def shared(self) -> dict[str, Any]:
+        """What the pictures of one folder must have in common."""
+        keys = ("size", "samples", "depth", "seed", "up", "backend", "fov", "distance", "fill", "device", "denoise")
+        return {key: asdict(self)[key] for key in keys}
+
+
+class Scene(Protocol):
+    """One normalised asset that can be looked at, whatever the backend. See Raycaster."""
+
+    surface: Surface
+
+    def render(self, c2w: np.ndarray, size: int, samples: int, fov: float) -> np.ndarray: ...
+    def depth(self, c2w: np.ndarray, size: int, fov: float) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one asset. failure: the reason, or None; seconds: of work; views: rendered now."""
+
+    asset: Asset
+    failure: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    views: int = 0
+    seconds: float = 0.0
+
+
+def light_backend(asset: Asset, settings: Settings) -> tuple[Scene, str, list[str]]:
+    """Embree on the CPU: the scene, what drew it, and warnings. Raises AssetError."""
+    name = f"ouroboros3d {__version__}, embreex {version('embreex')}"
+    if asset.path is None:
+        return Raycaster(random_object(settings.seed, asset.number, settings.radius)), name, []
+    surface = load_surface(asset.path, settings.up, max(256, 2 * settings.size), settings.radius, settings.max_faces)
+    return Raycaster(surface), name, missing_textures(asset.path)
+
+
+def blender_backend(asset: Asset, settings: Settings) -> tuple[Scene, str, list[str]]:
+    """Cycles. Raises AssetError, and UserError where it cannot run."""
+    scene = BlenderScene(
+        asset.path,
+        settings.up,
+        settings.radius,
+        settings.max_faces,
+        settings.device,
+        settings.denoise,
+        settings.threads,
+        settings.seed,
+    )
+    return scene, scene.version, scene.warnings
+
+
+BACKENDS: dict[str, Callable[[Asset, Settings], tuple[Scene, str, list[str]]]] = {
+    "light": light_backend,
+    "blender": blender_backend,
+}
+SAMPLES = {"light": 3, "blender": 64}
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """A folder to fill: its name, and the first camera's azimuth and the elevation in degrees."""
+
+    name: str
+    azimuth: float
+    elevation: float
+
+    def poses(self, distance: float) -> list[np.ndarray]:
+        """The 16 camera-to-world matrices [4, 4] (OpenGL axes); the azimuth grows from frame to frame."""
+        return [orbit_pose(self.azimuth + 360 * k / FRAMES, self.elevation, distance) for k in range(FRAMES)]
+
+
+def training_orbits(asset: Asset, settings: Settings) -> list[Orbit]:
+    """Orbits of random elevation and start, the same on every machine."""
+    orbits = []
+    for k in range(settings.orbits):
+        rng = np.random.default_rng([settings.seed, k, zlib.crc32(asset.id.encode())])
+        elevation, start = float(rng.uniform(*ELEVATIONS)), float(rng.uniform(0, 360))
+        orbits.append(Orbit(f"{asset.id}_{k}", start, elevation))
+    return orbits
+
+
+@dataclass(frozen=True)
+class OpenAsset:
+    """An asset that has been loaded, and all that meta.json says about it."""
+
+    asset: Asset
+    scene: Scene
+    meta: dict[str, Any]
+
+    @classmethod
+    def load(cls, asset: Asset, settings: Settings) -> OpenAsset:
+        """Raises AssetError, and UserError where the backend cannot run."""
+        try:
+            scene, renderer, warnings = BACKENDS[settings.backend](asset, settings)
+            digest = hashlib.sha256(asset.path.read_bytes()).hexdigest() if asset.path else None
+        except OSError as error:
+            if isinstance(error, UserError):
+                raise
+            raise AssetError(f"{asset.path}: {error.strerror or error}") from error
+        surface = scene.surface
+        meta = {
+            "camera_angle_x": float(np.radians(settings.fov)),
+            "distance": settings.distance,
+            "fill": settings.fill,
+            "seed": settings.seed,
+            "renderer": settings.backend,
+            "renderer_version": renderer,
+            "samples": settings.samples,
+            "source": (asset.source or asset.path.name) if asset.path else f"procedural {asset.number}",
+            "source_sha256": digest,
+            "warnings": warnings,
+            # world = scale * (file, turned to z up, - centre)
+            "normalisation": {"up": settings.up, "centre": surface.centre.tolist(), "scale": float(surface.scale)},
+        }
+        return cls(asset, scene, meta)
+
+    def write_orbit(self, folder: Path, orbit: Orbit, settings: Settings) -> None:
+        """Render an orbit into an empty folder. Raises AssetError if nothing is to be seen."""
+        poses = orbit.poses(settings.distance)
+        locations, visible = [], False
+        for k, pose in enumerate(poses):
+            name = f"render_{k:04d}.webp"
+            image = self.scene.render(pose, settings.size, settings.samples, settings.fov)
+            visible = visible or bool(image[..., 3].any())
+            Image.fromarray(image).save(folder / name, lossless=True, quality=50, method=3)
+            locations.append({"index": f"{k:04d}", "frames": [{"name": name}], "transform_matrix": pose.tolist()})
+        if not visible:
+            raise AssetError(f"{self.asset.path}: nothing is to be seen from any side")
+        if settings.depth:
+            depth = np.stack([self.scene.depth(pose, settings.depth, settings.fov) for pose in poses])
+            np.savez_compressed(folder / "depth.npz", depth=depth.astype(np.float16))
+        meta = {**self.meta, "elevation": orbit.elevation, "azimuth": orbit.azimuth, "locations": locations}
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether an orbit's folder is complete: the meta file comes last."""
+    return (folder / "meta.json").is_file()
+
+
+def render_asset(
+    asset: Asset,
+    settings: Settings,
+    plan: Callable[[Asset, Settings], list[Orbit]] = training_orbits,
+    finish: Callable[[Path, OpenAsset], None] | None = None,
+) -> Outcome:
+    """Render those orbits of `plan` that are not there yet; `finish` may add files to their folders.
+
+    What is wrong with the asset is in the outcome. Raises OutputError when an orbit cannot be written.
+    """
+    begin, views = time.perf_counter(), 0
+    orbits = plan(asset, settings)
+    missing = [orbit for orbit in orbits if not is_finished(settings.out / orbit.name)]
+    if not missing:
+        return Outcome(asset, warnings=_warnings(settings.out / orbits[0].name))
+    try:
+        opened = OpenAsset.load(asset, settings)
+        for orbit in missing:
+            with staged(settings.out) as stage:
+                folder = stage / orbit.name
+                folder.mkdir()
+                opened.write_orbit(folder, orbit, settings)
+                if finish:
+                    finish(folder, opened)
+            views += FRAMES
+    except (AssetError, MemoryError) as error:
+        return Outcome(asset, " ".join(str(error).split()) or "not enough memory")
+    return Outcome(asset, None, opened.meta["warnings"], views, time.perf_counter() - begin)
+
+
+def _warnings(folder: Path) -> list[str]:
+    """Of an orbit that is finished; older ones have none."""
+    try:
+        return json.loads((folder / "meta.json").read_text()).get("warnings", [])
+    except ValueError as error:
+        raise UserError(f"{folder / 'meta.json'}: is no JSON ({error}); delete {folder} to render it again") from error
+
+
+def run_all(work: Callable[[Asset], Outcome], assets: list[Asset], workers: int) -> Iterator[Outcome]:
+    """Outcomes of all assets in the order in which they come, from processes of their own.
+
+    An asset whose process dies (a crash in a native library, the memory gone) is found by trying the suspects one by
+    one, and becomes a failure. What `work` raises ends the run; the objects under way are finished first.
+    """
+    waiting = list(assets)
+    while waiting:
+        done = set()
+        try:
+            yield from _pooled(work, waiting, workers, done)
+        except BrokenProcessPool:
+            # Assets are handed out in order, so the first ones without an outcome were under way.
+            suspects = [asset for asset in waiting if asset.id not in done][:workers]
+            for asset in suspects:
+                done.add(asset.id)
+                try:
+                    yield from _pooled(work, [asset], 1, set())
+                except BrokenProcessPool:
+                    yield Outcome(asset, "its process died: out of memory, or a crash in the renderer")
+        waiting = [asset for asset in waiting if asset.id not in done]
+
+
+def _pooled(work: Callable, assets: Iterable[Asset], workers: int, done: set[str]) -> Iterator[Outcome]:
+    with ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_the_parent) as pool:
+        try:
+            futures: list[Future[Outcome]] = [pool.submit(work, asset) for asset in assets]
+            for future in as_completed(futures):
+                outcome = future.result()
+                done.add(outcome.asset.id)
+                yield outcome
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def prepare_out(settings: Settings, **more: Any) -> None:
+    """Make the output folder, sweep up after killed runs, and hold it to one set of options; raises UserError.
+
+    more: options beside those of the settings that all pictures share.
+    """
+    check_writable_dir(settings.out)
+    for folder in settings.out.glob(".tmp-*"):
+        if time.time() - folder.stat().st_mtime > STALE:
+            shutil.rmtree(folder, ignore_errors=True)
+    path, now = settings.out / "render.json", settings.shared() | more
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text())
+            changed = [f"{k} was {before[k]} and is now {now[k]}" for k in now if before[k] != now[k]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: cannot be used ({error}); delete it if the folder's pictures are sound"
+            ) from error
+        if changed:
+            raise UserError(f"{path}: {', '.join(changed)}; take the same options again or another --out")
+    else:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(now, indent=1) + "\n")
+
+
+def write_lists(assets: list[Asset], settings: Settings) -> dict[str, int]:
+    """Write train.txt, val.txt and test.txt, of all finished training orbits of these assets; returns their lengths."""
+    counts = {}
+    for split in SPLITS:
+        orbits = [orbit for a in assets if a.split == split for orbit in training_orbits(a, settings)]
+        names = [orbit.name for orbit in orbits if is_finished(settings.out / orbit.name)]
+        counts[split] = len(names)
+        write_lines(settings.out / f"{split}.txt", names)
+    return counts
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """One a line, all or nothing; raises OutputError."""
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def write_report(path: Path, lines: list[str]) -> None:
+    """The lines, sorted, or no file if there are none."""
+    if lines:
+        write_lines(path, sorted(lines))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def render_set(
+    chosen: list[Asset], work: Callable[[Asset], Outcome], settings: Settings, workers: int, shard: str = ""
+) -> list[Outcome]:
+    """Render all, with a progress bar; writes failures.txt and warnings.txt and prints the speed. Returns outcomes.
+
+    shard: part of the reports' names. Raises UserError, also if nothing could be rendered.
+    """
+    begin, outcomes, failed = time.perf_counter(), [], 0
+    with tqdm(total=len(chosen), unit="object") as bar:
+        for outcome in run_all(work, chosen, workers):
+            outcomes.append(outcome)
+            if outcome.failure:
+                failed += 1
+                tqdm.write(f"{outcome.asset.id}: {outcome.failure}", file=sys.stderr)
+            bar.set_postfix(failed=failed, refresh=False)
+            bar.update()
+    seconds = time.perf_counter() - begin
+    write_report(settings.out / f"failures{shard}.txt", [f"{o.asset.id}\t{o.failure}" for o in outcomes if o.failure])
+    write_report(settings.out / f"warnings{shard}.txt", [f"{o.asset.id}\t{w}" for o in outcomes for w in o.warnings])
+    rendered = [o for o in outcomes if o.views]
+    if rendered:
+        view = sum(o.seconds for o in rendered) / sum(o.views for o in rendered)
+        print(
+            f"rendered {len(rendered)} objects in {seconds:.1f} s with {workers} workers: {view:.3f} s a view in each"
+            f" (loading included), {3600 * len(rendered) / seconds:,.0f} objects an hour"
+        )
+    warned = sum(bool(o.warnings) for o in outcomes)
+    print(f"{settings.out}: {failed} of {len(chosen)} objects failed, {warned} lack a texture")
+    if chosen and failed == len(chosen):
+        raise UserError(f"{settings.out / f'failures{shard}.txt'}: nothing could be rendered; the file says why")
+    return outcomes
