@@ -85,7 +85,7 @@ case "$verb" in
     exec "$python" "$root/train.py" "$@"
     ;;
   test)
-    prepare pytest ruff trimesh embreex scipy
+    prepare pytest ruff trimesh embreex scipy webdataset
     cd "$root"
     exec "$python" -m pytest "$@"
     ;;

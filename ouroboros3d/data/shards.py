@@ -171,6 +171,18 @@ def write_shard(path: Path, root: Path, ids: Sequence[str]) -> None:
                 tar.write({"__key__": to_key(name), **files})
 
 
+def is_current(path: Path, root: Path, ids: Sequence[str]) -> bool:
+    """Whether the shard is whole, has these orbits, and no file or folder of theirs is newer."""
+    files = {name: orbit_files(root / name) for name in ids}
+    try:
+        written = path.stat().st_mtime_ns
+        found = [entry.id for entry in scan_shard(path)]
+        times = [p.stat().st_mtime_ns for name, inside in files.items() if inside for p in (root / name, *inside)]
+    except (OSError, DataError):
+        return False
+    return found == [name for name, inside in files.items() if inside] and max(times, default=0) < written
+
+
 def orbit_files(folder: Path) -> list[Path]:
     """What is packed: the folder's files by name; none if it is not there."""
     return sorted(p for p in folder.glob("[!.]*") if p.is_file())
