@@ -3,7 +3,7 @@
     python train.py --config configs/small/joint.yaml [key=value ...]
     torchrun --nproc_per_node=8 train.py --config configs/mv/svd_lgm_rgb_ccm_lvis.yaml
 
-Writes checkpoints/, validation/, metrics.jsonl and export/ (weights for inference.py) to `train.output_dir`.
+Writes checkpoints/, validation/, metrics.jsonl, export/ and best/ (weights for inference.py) to `train.output_dir`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ import sys
 
 import torch
 
-from ouroboros3d.build import build_dataset, build_models, build_objective, check_renderer
+from ouroboros3d.build import (
+    build_dataset,
+    build_models,
+    build_objective,
+    check_renderer,
+    check_split,
+    compile_networks,
+)
 from ouroboros3d.checkpoint import save_checkpoint
 from ouroboros3d.config import load_config, save_config
 from ouroboros3d.errors import UserError
@@ -25,23 +32,32 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/small.yaml", help="YAML file (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what the machine has")
+    parser.add_argument("--resume", metavar="auto|never|FOLDER", help="the same as train.resume=")
     options, overrides = parser.parse_known_args(arguments)
+    if options.resume is not None:
+        overrides.append(f"train.resume={options.resume}")
     config = load_config(options.config, overrides)
     torch.manual_seed(config.train.seed)
 
+    dataset, held_out = build_dataset(config, "train"), build_dataset(config, "val")
+    check_split(dataset, held_out, config)
     models = build_models(config.model)
     objective = build_objective(models, config)
+    if config.train.compile:
+        compile_networks(objective)
     own_parts = config.model.pretrained.svd is None  # a small model's VAE and encoder travel with it
     trainer = Trainer(
         objective,
-        build_dataset(config, "train"),
+        dataset,
         config.train,
         export=lambda folder: save_checkpoint(folder, models, dtype=torch.float16, frozen=own_parts),
         cpu=options.device == "cpu",
+        settings=config,
+        workers=config.data.workers,
     )
     check_renderer(config, trainer.accelerator.device)
     models.to(trainer.accelerator.device)
-    trainer.validate = Validation(models, config, build_dataset(config, "val"), trainer.accelerator.device)
+    trainer.validate = Validation(models, config, held_out, trainer.accelerator.device)
     save_config(config, trainer.folder / "config.yaml")
     trainer.run()
 

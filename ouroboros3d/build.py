@@ -184,6 +184,23 @@ def build_objective(models: Models, config: Config) -> Objective:
     return Objective(models.unet, models.svd, models.lgm, build_renderer(config), config, lpips)
 
 
+def compile_networks(objective: Objective, backend: str = "inductor") -> None:
+    """torch.compile of what is trained, in place: names in checkpoints and exports stay as they are."""
+    for network in objective.trained.values():
+        network.compile(backend=backend)
+
+
+def check_split(train: OrbitDataset, val: OrbitDataset, config: Config) -> None:
+    """Refuses validation on what is trained on. Raises ConfigError with some of the ids."""
+    shared = sorted(set(train.ids) & set(val.ids))
+    if shared:
+        some = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
+        raise ConfigError(
+            f"data.val = {config.data.val}: {len(shared)} of its {len(val)} objects are in data.train = "
+            f"{config.data.train} too ({some}); take them out of one of the lists"
+        )
+
+
 def build_dataset(config: Config, split: str) -> OrbitDataset:
     """The "train" or "val" orbits. Validation draws nothing: frame 0 is the condition view, the background is that of
     the renderer; and it replaces no damaged orbit, whose scores would be another's."""

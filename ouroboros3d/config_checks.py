@@ -35,7 +35,9 @@ CHOICES = {
     "objective.reconstruction": ("none", "clean", "predicted", "both"),
     "objective.second_loss": ("replace", "add"),
     "objective.image_loss": ("l1", "mse"),
-    "train.schedule": ("constant", "cosine"),
+    "train.schedule": ("constant", "linear", "cosine"),
+    "train.optimizer": ("adamw", "adamw_fused", "adamw_8bit"),
+    "train.best_direction": ("max", "min"),
     "train.mixed_precision": ("fp32", "fp16", "bf16"),
     "train.tracker": ("tensorboard", "wandb", "none"),
 }
@@ -51,7 +53,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
             *("model.image_encoder.patch_size", "model.lgm.num_input_views", "model.lgm.layers_per_block"),
             *("model.lgm.heads", "model.lgm.groups", "sampler.steps", "sampler.feedback_every", "turntable.fps"),
             *("train.steps", "train.batch_size", "train.gradient_accumulation", "train.save_every", "train.keep"),
-            *("train.log_every", "train.validate_every", "train.validate_objects"),
+            *("train.log_every", "train.validate_every", "train.validate_objects", "train.spike_steps"),
         ),
         (1, _INF),
     ),
@@ -264,6 +266,8 @@ def _check_use(config: Config) -> None:
     _require_subset("sampler.feedback", sampler.feedback, config.model.multiview.feedback)
     betas = config.train.betas
     _require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "train.betas", betas, "wants two numbers in [0, 1)")
+    factor = config.train.spike_factor
+    _require(factor == 0 or factor > 1, "train.spike_factor", factor, "must be more than 1, or 0 for no watch")
     _require(0 <= config.train.ema_decay < 1, "train.ema_decay", config.train.ema_decay, "must lie in [0, 1)")
 
 

@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message is one line for the user."""
+
+
+class TrainingError(UserError, RuntimeError):
+    """Training cannot go on; the message is one line for the user."""

@@ -25,6 +25,7 @@ from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, time_ids
 from ouroboros3d.sampler import choose_maps, feedback_maps
+from ouroboros3d.timing import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def _mix(seed: int, index: int) -> int:
 
 class Objective(nn.Module):
     """The losses of a batch. Only networks of which something is trained are submodules, so that nothing frozen is
-    saved or wrapped; which these are, `requires_grad` says (`build.freeze`)."""
+    saved or wrapped; which these are, `requires_grad` says (`build.freeze`). `clock` collects the seconds of the
+    forward pass's parts."""
 
     def __init__(
         self,
@@ -146,6 +148,7 @@ class Objective(nn.Module):
         self.model, self.config = config.model, config.objective
         self.random_background = config.data.background == "random"
         self._lpips = lpips
+        self.clock = Stopwatch()
 
     @property
     def unet(self) -> MultiViewUNet:
@@ -181,25 +184,28 @@ class Objective(nn.Module):
         return losses
 
     def _joint(self, batch: OrbitBatch, draws: Draws, keep: dict) -> dict[str, Tensor]:
-        config = self.config
-        inputs = self._noised_inputs(batch, draws, keep)
+        config, clock, device = self.config, self.clock, batch.images.device
+        with clock("encode", device):
+            inputs = self._noised_inputs(batch, draws, keep)
         needs_3d = config.reconstruction in ("predicted", "both")
         again = config.feedback_probability > 0 and bool(draws.feedback > 1 - config.feedback_probability)
         again = again and bool(self.unet.config.feedback)  # without adapters it would repeat the first
         replaced = again and config.second_loss == "replace"
         # A first pass whose loss is replaced and whose decoding carries no gradient needs none itself.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not (replaced and not config.decode_gradient)):
+        needs_gradient = torch.is_grad_enabled() and not (replaced and not config.decode_gradient)
+        with torch.set_grad_enabled(needs_gradient), clock("unet", device):
             x0 = self._predict(inputs, None, keep, "model_pred_0")
         losses = {"diffusion": self._diffusion_loss(x0, inputs)}
 
         rendering = None
         if needs_3d or again:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and config.decode_gradient):
+            needs_gradient = torch.is_grad_enabled() and config.decode_gradient
+            with torch.set_grad_enabled(needs_gradient), clock("decode", device):
                 decoded = self.svd.decode(x0)
             keep["decoded_x0"] = decoded
             # Without a reconstruction loss the maps are data for the U-Net alone.
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.reconstruction != "none"):
-                gaussians = self.lgm(decoded, batch.cameras, inputs["c_noise"])
+                gaussians = self._reconstruct(decoded, batch, inputs["c_noise"])
                 rendering = self._render(gaussians, batch)
             keep["render_x1"] = rendering.rgb
         if config.reconstruction != "none":
@@ -211,7 +217,8 @@ class Objective(nn.Module):
             keep["position_map"] = maps["ccm"]
             if config.detach_feedback:
                 maps = {name: m.detach() for name, m in maps.items()}
-            x0 = self._predict(inputs, maps, keep, "model_pred_1")
+            with clock("unet", device):
+                x0 = self._predict(inputs, maps, keep, "model_pred_1")
             second = self._diffusion_loss(x0, inputs)
             losses["diffusion"] = second if replaced else losses["diffusion"] + second
         return losses
@@ -260,7 +267,9 @@ class Objective(nn.Module):
         feedback = choose_maps(maps, known, known if self.config.feedback is None else self.config.feedback)
         rays = self.unet.encode_cameras(cameras, sample.shape[-1])
         features = self.unet.encode_feedback(feedback)
-        v = self.unet(sample, inputs["c_noise"], inputs["context"], inputs["time_ids"], rays, features).float()
+        dtype = self.unet.unet.dtype  # DeepSpeed holds the weights in half precision
+        given = sample.to(dtype), inputs["c_noise"], inputs["context"].to(dtype), inputs["time_ids"]
+        v = self.unet(*given, rays, features).float()
         keep[name] = v
         return diffusion.denoised(noisy, v, sigma)
 
@@ -268,10 +277,15 @@ class Objective(nn.Module):
         """lambda(sigma) |x0 - clean|^2, mean over everything (Eq. 5)."""
         return (diffusion.loss_weight(inputs["sigma"]) * (x0 - inputs["clean"]) ** 2).mean()
 
+    def _reconstruct(self, images: Tensor, batch: OrbitBatch, c_noise: Tensor) -> Gaussians:
+        with self.clock("reconstruct", images.device):
+            return self.lgm(images, batch.cameras, c_noise)
+
     def _render(self, gaussians: Gaussians, batch: OrbitBatch) -> Rendering:
         """At the batch's cameras and, behind them, those of its extra views; on the images' background."""
         own = {"background": batch.background} if self.random_background else {}
-        return self.renderer(gaussians, batch.supervised.cameras, batch.images.shape[-1], **own)
+        with self.clock("render", batch.images.device):
+            return self.renderer(gaussians, batch.supervised.cameras, batch.images.shape[-1], **own)
 
     def _reconstruction(
         self, batch: OrbitBatch, step: int, predicted: Rendering | None, gaussians: Gaussians | None, keep: dict
@@ -280,11 +294,12 @@ class Objective(nn.Module):
         renderings = [] if predicted is None else [(predicted, gaussians)]
         if self.config.reconstruction in ("clean", "both"):
             # c_noise 0, the release's integer time, means sigma = 1 on the ln / 4 scale (quirk 23).
-            clean = self.lgm(batch.images, batch.cameras, batch.images.new_zeros(()))
+            clean = self._reconstruct(batch.images, batch, batch.images.new_zeros(()))
             rendering = self._render(clean, batch)
             keep["render_x0"] = rendering.rgb
             renderings.append((rendering, clean))
-        parts = [self._image_losses(r, g, batch, self._lpips_weight(step)) for r, g in renderings]
+        with self.clock("losses", batch.images.device):
+            parts = [self._image_losses(r, g, batch, self._lpips_weight(step)) for r, g in renderings]
         return {name: torch.stack([p[name] for p in parts]).mean() for name in parts[0]}
 
     def _lpips_weight(self, step: int) -> float:

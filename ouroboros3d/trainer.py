@@ -7,41 +7,43 @@ repeats an uninterrupted one and several processes repeat a single one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
-import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, gather_object
 from diffusers.training_utils import EMAModel
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ouroboros3d.config import ConfigError, TrainConfig
-from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path, check_writable_dir
+from ouroboros3d.config import Config, TrainConfig
+from ouroboros3d.errors import ConfigError, TrainingError, UserError
+from ouroboros3d.files import atomic_path, check_writable_dir, staged
+from ouroboros3d.optimization import SpikeWatch, learning_rate_factor, make_optimizer
+from ouroboros3d.run_log import Means, RunLog
+from ouroboros3d.stream import StepBatches, Stream
+from ouroboros3d.timing import Stopwatch
+from ouroboros3d.trainer_state import Checkpoints, compare_runs, read_state
 
-Key = tuple[int, int, int]  # global sample number, epoch, index into the dataset
-
-
-class TrainingError(UserError, RuntimeError):
-    """Training cannot go on; the message is one line for the user."""
+SKIPS = 20  # fp16 steps running whose gradients overflow, which the scaler skips and answers with a smaller scale
 
 
 class TrainingObjective(Protocol):
-    """What the trainer asks of an nn.Module beside its parameters."""
+    """What the trainer asks of an nn.Module beside its parameters. One with a `clock` (timing.Stopwatch) has the
+    parts it times logged."""
 
-    def collate(self, items: list[dict]) -> Any: ...
+    def collate(self, items: list[dict]) -> Any:
+        """A batch, with `to(device)` and the objects' `ids`."""
+        ...
 
     def draw(self, seed: int, step: int, samples: list[int], batch: Any) -> Any:
         """Every random number of a step, from (seed, sample) and (seed, step)."""
@@ -52,48 +54,13 @@ class TrainingObjective(Protocol):
         ...
 
 
-class Stream(Dataset):
-    """The training set as the trainer addresses it: one key a sample, over all epochs."""
-
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
-        self._order: tuple[int, list[int]] | None = None
-
-    def key(self, sample: int) -> Key:
-        """Sample n of the run: item n of an endless sequence of shuffled epochs."""
-        epoch, position = divmod(sample, len(self.dataset))
-        if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._order = epoch, torch.randperm(len(self.dataset), generator=generator).tolist()
-        return sample, epoch, self._order[1][position]
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: Key) -> dict:
-        sample, epoch, index = key
-        return self.dataset.example(epoch, index) | {"sample": sample}
-
-
-class StepBatches:
-    """Batch sampler: this process's keys of every micro-batch from step `start` to `config.steps`."""
-
-    def __init__(self, stream: Stream, config: TrainConfig, rank: int, world: int, start: int) -> None:
-        self.stream, self.config, self.rank, self.world, self.start = stream, config, rank, world, start
-
-    def __len__(self) -> int:
-        return (self.config.steps - self.start) * self.config.gradient_accumulation
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        size, accumulation = self.config.batch_size, self.config.gradient_accumulation
-        for micro in range(self.start * accumulation, self.config.steps * accumulation):
-            first = (micro * self.world + self.rank) * size
-            yield [self.stream.key(first + i) for i in range(size)]
-
-
 class Trainer:
     """Trains `objective` on `dataset` as `config` says; `validate()` returns metrics and pictures by name,
-    `export(folder)` writes the weights for use. Both see the EMA weights where there are any."""
+    `export(folder)` writes the weights for use. Both see the EMA weights where there are any.
+
+    `settings`, the whole configuration, is kept in the checkpoints to compare with at a resume; `workers` processes
+    load data. Raises ConfigError or TrainingError where this cannot be trained.
+    """
 
     def __init__(
         self,
@@ -103,35 +70,40 @@ class Trainer:
         validate: Callable[[], tuple[dict[str, float], dict[str, Image]]] | None = None,
         export: Callable[[Path], None] | None = None,
         cpu: bool = False,
+        settings: Config | None = None,
+        workers: int = 0,
     ) -> None:
-        self.config, self.validate, self.export = config, validate, export
+        self.config, self.validate, self.export, self.workers = config, validate, export, workers
+        self.settings = {"train": config} if settings is None else settings
         self.folder = check_writable_dir(config.output_dir)
-        tracker = None if config.tracker == "none" else config.tracker
+        cpu = cpu or not torch.cuda.is_available()
+        if cpu and config.mixed_precision == "fp16":  # accelerate would train in fp32 without a word
+            raise ConfigError("train.mixed_precision = 'fp16': needs a GPU; a CPU trains in fp32 or bf16")
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(config.mixed_precision, config.mixed_precision),
             gradient_accumulation_steps=config.gradient_accumulation,
-            log_with=tracker,
+            log_with=None if config.tracker == "none" else config.tracker,
             project_config=ProjectConfiguration(project_dir=str(self.folder), logging_dir=str(self.folder)),
-            cpu=cpu or not torch.cuda.is_available(),  # said, or processes on CPUs would not find each other
+            cpu=cpu,  # said, or processes on CPUs would not find each other
         )
-        if len(dataset) == 0:
-            raise TrainingError("the training set is empty")
+        self.global_batch = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
+        if self.global_batch > len(dataset):
+            raise TrainingError(
+                f"{config.batch_size} (train.batch_size) x {config.gradient_accumulation} (gradient_accumulation) x "
+                f"{self.accelerator.num_processes} processes are {self.global_batch} samples a step, and the training "
+                f"set has {len(dataset)}: lower one of these"
+            )
         self.stream = Stream(dataset, config.seed)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         if not self.parameters:
             raise ConfigError("objective: nothing is trained")
-        optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=tuple(config.betas),
-            weight_decay=config.weight_decay,
-        )
         self.ema = (
             EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
             if config.ema_decay
             else None
         )
-        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.clock: Stopwatch = getattr(objective, "clock", None) or Stopwatch()
+        self.objective, self.optimizer = self.accelerator.prepare(objective, make_optimizer(self.parameters, config))
         self.step, self.seconds = 0, 0.0
         self._budget = parse_duration(config.time_budget)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer.optimizer, self._learning_rate_factor)
@@ -139,99 +111,147 @@ class Trainer:
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
             self.accelerator.register_for_checkpointing(self.ema)
-        self._saved_step = None
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep)
+        self.best: dict[str, Any] | None = None  # {"step", "metric", "value"} of the best validation
+        self.log = RunLog(self.accelerator, self.folder, config, self.clock)
+        self._watch, self._skipped = SpikeWatch(config.spike_factor, config.spike_steps), 0
+        self._saved_step: int | None = None
         self._stop_reason = ""
 
     def run(self) -> int:
         """Trains to `config.steps`, the time budget or a signal, saves, exports; returns the step reached."""
         config, main = self.config, self.accelerator.is_main_process
         self._resume()
-        if config.tracker != "none":
-            self.accelerator.init_trackers("ouroboros3d")
-        loader = DataLoader(
-            self.stream,
-            batch_sampler=StepBatches(
-                self.stream, config, self.accelerator.process_index, self.accelerator.num_processes, self.step
-            ),
-            collate_fn=lambda items: (self._unwrapped.collate(items), [item["sample"] for item in items]),
-        )
+        self.log.start(self.step, self.seconds)
+        batches = iter(self._loader())
         bar = tqdm(total=config.steps, initial=self.step, disable=not main, desc=str(self.folder), unit="step")
-        batches, window = iter(loader), _Mean()
-        with self._catch_signals():
-            while self.step < config.steps and not self._should_stop():
-                start = time.perf_counter()
-                losses = self._train_step(batches)
-                self.step += 1
-                self.seconds += time.perf_counter() - start
-                window.add(losses)
-                bar.update()
-                if self.step % config.log_every == 0:
-                    self._log(window.pop(), bar)
-                if self.step % config.validate_every == 0:
-                    self._validate()
-                if self.step % config.save_every == 0:
-                    self._save()
-        bar.close()
-        self._save()
-        with self._ema_weights():
-            if main and self.export is not None:
-                self.export(self.folder / "export")
+        try:
+            with bar, self._catch_signals():
+                while self.step < config.steps and not self._should_stop():
+                    start = time.perf_counter()
+                    self.log.add(self._train_step(batches))
+                    self.step += 1
+                    self.seconds += time.perf_counter() - start
+                    bar.update()
+                    if self.step % config.log_every == 0:
+                        rate = self.schedule.get_last_lr()[0]
+                        self.log.train(self.step, self.seconds, rate, self.global_batch, bar)
+                    if self.step % config.validate_every == 0:
+                        self._validate()
+                    if self.step % config.save_every == 0:
+                        self._save()
+            self._save()
+            with self._ema_weights():
+                if main and self.export is not None:
+                    self.export(self.folder / "export")
+        finally:
+            self.log.finish()
         if self._stop_reason and main:
             print(f"stopped at step {self.step}: {self._stop_reason}; resume with the same command")
         self.accelerator.wait_for_everyone()  # a process that ends early would break the others' connections
-        self.accelerator.end_training()
+        self.accelerator.state.destroy_process_group()
         return self.step
+
+    def _loader(self) -> DataLoader:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return DataLoader(
+            self.stream,
+            batch_sampler=StepBatches(self.stream, self.config, rank, world, self.step),
+            collate_fn=functools.partial(_collate, self._unwrapped.collate),
+            num_workers=self.workers,
+            worker_init_fn=_leave_signals_to_the_trainer,
+            generator=torch.Generator(),  # its own, or starting it would change the random state of a resumed run
+        )
 
     def _should_stop(self) -> bool:
         """Whether a signal came or the time budget is used up; the same answer, and clock, in every process."""
-        state = torch.tensor([float(bool(self._stop_reason)), self.seconds], device=self.accelerator.device)
-        stop, self.seconds = self.accelerator.reduce(state, "mean").tolist()
+        state = self._agree({"stop": float(bool(self._stop_reason)), "seconds": self.seconds})
+        self.seconds = state["seconds"]
         if self._budget and self.seconds > self._budget:
             self._stop_reason = f"the time budget of {self.config.time_budget} is used up"
-        return stop > 0 or (bool(self._budget) and self.seconds > self._budget)
+        elif state["stop"] > 0:
+            self._stop_reason = self._stop_reason or "another process was asked to"
+        return bool(self._stop_reason)
+
+    def _agree(self, values: dict[str, float]) -> dict[str, float]:
+        """Means over the processes, the same numbers in each."""
+        device = self.accelerator.device
+        stacked = torch.tensor(list(values.values()), device=device, dtype=torch.float64)
+        return dict(zip(values, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
     def _train_step(self, batches: Iterator) -> dict[str, float]:
-        """One optimiser step over all micro-batches; returns this process's mean losses."""
-        mean = _Mean()
+        """One optimiser step over all micro-batches; returns the losses' means over the global batch.
+
+        Losses and gradients are looked at before anything is changed by them.
+        """
+        self.log.start_step(self.step)
+        clock, device = self.clock, self.accelerator.device
+        mean, seen = Means(), []
         for _ in range(self.config.gradient_accumulation):
-            batch, samples = next(batches)
-            batch = batch.to(self.accelerator.device)
+            with clock("data", device):
+                batch, samples = next(batches)
+                batch = batch.to(device)
+            seen += zip(samples, getattr(batch, "ids", samples), strict=True)
             draws = self._unwrapped.draw(self.config.seed, self.step, samples, batch)
             with self.accelerator.accumulate(self.objective):
                 losses = self.objective(batch, draws)
-                self.accelerator.backward(losses["total"])
-                if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm)
-                    losses = losses | {"gradient_norm": norm}
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            mean.add({name: float(value.detach()) for name, value in losses.items()})
-            if not mean.finite("total"):
-                raise TrainingError(
-                    f"the loss is not finite at step {self.step} (samples {samples[0]}..{samples[-1]}, "
-                    f"objects {', '.join(getattr(batch, 'ids', [])[:4])}); "
-                    f"the last checkpoint is in {self._checkpoints}"
-                )
-        self.schedule.step()
-        if self.ema is not None:
-            self.ema.step(self.parameters)
-        return mean.pop()
+                mean.add({name: float(value.detach()) for name, value in losses.items()})
+                if self.accelerator.sync_gradients:  # in the last one; here, since DeepSpeed steps inside backward
+                    means = self._agree(mean.pop())
+                    self._check_loss(means["total"], seen)
+                with clock("backward", device):
+                    self.accelerator.backward(losses["total"])
+                with clock("optimizer", device):
+                    if self.accelerator.sync_gradients:
+                        means |= self._clip_gradients(seen)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+        with clock("optimizer", device):
+            self.schedule.step()
+            if self.ema is not None:
+                self.ema.step(self.parameters)
+        return means
+
+    def _check_loss(self, loss: float, seen: list[tuple[int, str]]) -> None:
+        if not math.isfinite(loss):
+            self._stop_before_update(f"the loss is {loss}", seen)
+        if self._watch.spikes(loss):
+            factor, steps = self.config.spike_factor, self.config.spike_steps
+            limit = f"train.spike_factor = {factor:g} times its median {self._watch.median:.4g}"
+            self._stop_before_update(f"the loss {loss:.4g} is the {steps}. in a row over {limit}", seen)
+
+    def _clip_gradients(self, seen: list[tuple[int, str]]) -> dict[str, float]:
+        """Returns the norm before clipping, if there is one: fp16's scaler skips a step whose gradients overflow."""
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        if norm is not None and not math.isfinite(norm):
+            self._skipped += 1
+            if self._skipped > (SKIPS if self.accelerator.scaler is not None else 0):
+                self._stop_before_update("the gradient is not finite", seen)
+            return {}
+        self._skipped = 0
+        return {} if norm is None else {"gradient_norm": float(norm)}
+
+    def _stop_before_update(self, what: str, seen: list[tuple[int, str]]) -> NoReturn:
+        """Saves the state before this step, beside all older ones, and names the batch."""
+        self.optimizer.zero_grad()
+        seen = sorted(gather_object(seen))
+        self._save(rotate=False)
+        report = self.folder / "stopped.json"
+        if self.accelerator.is_main_process:
+            with atomic_path(report) as path:
+                path.write_text(json.dumps({"step": self.step, "reason": what, "samples": dict(seen)}, indent=1))
+        ids = list(dict.fromkeys(object_id for _, object_id in seen))
+        raise TrainingError(
+            f"{what} at step {self.step} (objects {', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''}: {report}); "
+            f"the state before it is {self.checkpoints.path(self.step)}"
+        )
 
     @property
     def _unwrapped(self) -> Any:
         return self.accelerator.unwrap_model(self.objective)
 
     def _learning_rate_factor(self, step: int) -> float:
-        """Linear warm-up, then constant or half a cosine down to zero at `config.steps` or at the end of the time
-        budget, whichever comes first."""
-        config = self.config
-        warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
-        if config.schedule == "constant":
-            return warm
-        progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-        if self._budget:
-            progress = max(progress, self.seconds / self._budget)
-        return warm * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+        return learning_rate_factor(self.config, step, self.seconds / self._budget if self._budget else 0.0)
 
     @contextlib.contextmanager
     def _ema_weights(self) -> Iterator[None]:
@@ -246,92 +266,124 @@ class Trainer:
         finally:
             self.ema.restore(self.parameters)
 
-    def _log(self, values: dict[str, float], bar: tqdm) -> None:
-        values |= {
-            "learning_rate": self.schedule.get_last_lr()[0],
-            "seconds_per_step": self.seconds / self.step,
-        }
-        self._write_metrics("train", values)
-        bar.set_postfix(loss=f"{values['total']:.4f}", refresh=False)
-
     def _validate(self) -> None:
-        if self.validate is None or not self.accelerator.is_main_process:
+        """Scores and pictures, by the main process. A new best one is exported to best/ and its checkpoint kept."""
+        if self.validate is None:
             return
-        with self._ema_weights():
-            self._unwrapped.eval()
-            values, pictures = self.validate()
-            self._unwrapped.train()
-        self._write_metrics("validation", values)
-        folder = self.folder / "validation"
-        folder.mkdir(exist_ok=True)
-        for name, picture in pictures.items():
-            with atomic_path(folder / f"{self.step:07d}_{name}.png") as path:
-                picture.save(path)
-            for tracker in self.accelerator.trackers:
-                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({f"validation/{name}": np.asarray(picture)[None]}, step=self.step, **layout)
+        improved = False
+        if self.accelerator.is_main_process:
+            with self._ema_weights():
+                self._unwrapped.eval()
+                values, pictures = self.validate()
+                self._unwrapped.train()
+                improved = self._is_best(values)
+                if improved and self.export is not None:
+                    with staged(check_writable_dir(self.folder / "best")) as folder:
+                        self.export(folder)
+                        (folder / "validation.json").write_text(json.dumps({"step": self.step, **values}, indent=1))
+            self.log.validation(self.step, values, pictures)
+        if self._agree({"improved": float(improved)})["improved"] > 0:
+            self._save()
 
-    def _write_metrics(self, kind: str, values: dict[str, float]) -> None:
-        """To the tracker, and a line of metrics.jsonl."""
-        if not self.accelerator.is_main_process:
-            return
-        self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.step)
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"step": self.step, "kind": kind, **values}) + "\n")
+    def _is_best(self, values: dict[str, float]) -> bool:
+        """Whether this validation beats all before it, by the first of `train.best_metric` that it has."""
+        metric = next((name for name in self.config.best_metric if name in values), None)
+        if metric is None:
+            return False
+        sign = 1 if self.config.best_direction == "max" else -1
+        comparable = self.best is not None and self.best["metric"] == metric
+        if comparable and not sign * values[metric] > sign * self.best["value"]:
+            return False
+        self.best = {"step": self.step, "metric": metric, "value": values[metric]}
+        return True
 
-    # Checkpoints: folders step_00001000, complete once they have that name.
+    # What is kept: everything that a resumed run needs to end as an uninterrupted one does.
 
-    @property
-    def _checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "global_batch": self.global_batch,
+            "best": self.best,
+            "log": self.log.state(),
+            "watch": self._watch.state(),
+        }
 
-    def _save(self) -> None:
+    def _save(self, rotate: bool = True) -> None:
         # Not by looking for the folder: another process may look before this one has renamed it.
         if self._saved_step == self.step:
             return
+        main = self.accelerator.is_main_process
+        try:
+            if main:
+                self.checkpoints.begin(self.step)
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(self.checkpoints.temporary(self.step)))
+            self.accelerator.wait_for_everyone()
+            if main:
+                self.checkpoints.commit(self.step, self._state(), self.settings)
+        except Exception as error:  # a full disk has a name of its own in torch, safetensors and the system
+            self.checkpoints.discard()
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TrainingError(
+                f"cannot save {self.checkpoints.path(self.step)} ({reason}); the checkpoints before it are whole: "
+                "make room and resume with the same command"
+            ) from error
         self._saved_step = self.step
-        name = f"step_{self.step:08d}"
-        temporary = self._checkpoints / f".tmp_{name}"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            (temporary / "trainer.json").write_text(json.dumps({"step": self.step, "seconds": self.seconds}))
-            shutil.rmtree(self._checkpoints / name, ignore_errors=True)  # of a run that train.resume=never repeats
-            os.replace(temporary, self._checkpoints / name)
-            for old in sorted(self._checkpoints.glob("step_*"))[: -self.config.keep]:
-                shutil.rmtree(old)
+        if main and rotate:
+            self.checkpoints.rotate(self.best and self.best["step"])
 
     def _resume(self) -> None:
         """From `config.resume`; with "auto" from the newest checkpoint that can be read."""
-        if self.config.resume == "never":
-            return
-        if self.config.resume != "auto":
+        folders = []
+        if self.config.resume == "auto":
+            folders = self.checkpoints.newest_first()
+        elif self.config.resume != "never":
             folders = [Path(self.config.resume)]
             if not folders[0].is_dir():
                 raise TrainingError(f"train.resume = {self.config.resume}: no such checkpoint folder")
-        else:
-            folders = sorted(self._checkpoints.glob("step_*"), reverse=True)
-        for folder in folders:
-            try:
-                state = json.loads((folder / "trainer.json").read_text())
-                self.accelerator.load_state(str(folder))
-            except Exception as error:  # a damaged file fails in as many ways as there are formats
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                print(f"{folder} cannot be resumed ({reason}); trying the checkpoint before it")
-                continue
-            self.step, self.seconds = state["step"], state["seconds"]
-            self._saved_step = self.step
-            if self.accelerator.is_main_process:
-                print(f"resumed from {folder}")
-            return
-        if folders:
+        if folders and not any(self._load(folder) for folder in folders):
             raise TrainingError(
                 f"none of the checkpoints in {folders[0].parent} fits this run; train.resume=never starts over"
             )
+        if self._agree({"step": self.step})["step"] != self.step:
+            raise TrainingError(f"the processes see different checkpoints: {self.folder} must be on a shared disk")
+        if self.accelerator.is_main_process:
+            self.checkpoints.set_aside(self.step)
+
+    def _load(self, folder: Path) -> bool:
+        """The state in `folder`; False, and a line that says why, if it cannot be read."""
+        say = print if self.accelerator.is_main_process else lambda *_: None
+        try:
+            state, settings = read_state(folder)
+            changed = compare_runs(folder, state, settings, self.settings, self.global_batch)
+            self.accelerator.load_state(str(folder))
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file fails in as many ways as there are formats
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            say(f"{folder} cannot be resumed ({reason}); trying the checkpoint before it")
+            return False
+        self.step = self._saved_step = state["step"]
+        self.seconds = state["seconds"]
+        if folder.parent.resolve() == self.checkpoints.folder.resolve():  # another run's best is not this one's
+            self.best = state.get("best")
+        if "log" in state:  # as it is not in checkpoints of older code
+            self.log.restore(state["log"])
+            self._watch.restore(state["watch"])
+        self.accelerator.step = 0  # counts micro-batches, of which a step may have another number now
+        self._set_hyperparameters()
+        say(f"resumed from {folder}" + (f"; changed since: {', '.join(changed)}" if changed else ""))
+        return True
+
+    def _set_hyperparameters(self) -> None:
+        """The configuration's, where loading has brought those that the checkpoint was made with."""
+        config = self.config
+        self.schedule.base_lrs = [config.learning_rate] * len(self.schedule.base_lrs)
+        rate = config.learning_rate * self._learning_rate_factor(self.schedule.last_epoch)
+        for group in self.optimizer.param_groups:
+            group |= {"lr": rate, "initial_lr": config.learning_rate, "weight_decay": config.weight_decay}
+            group |= {"betas": tuple(config.betas)}
 
     @contextlib.contextmanager
     def _catch_signals(self) -> Iterator[None]:
@@ -348,25 +400,14 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-class _Mean:
-    """Running means of named numbers."""
+def _collate(collate: Callable[[list[dict]], Any], items: list[dict]) -> tuple[Any, list[int]]:
+    """A batch and the numbers of its samples. Not a lambda: data workers may have to pickle it."""
+    return collate(items), [item["sample"] for item in items]
 
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
 
-    def add(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def finite(self, name: str) -> bool:
-        return torch.isfinite(torch.tensor(self.sums[name])).item()
-
-    def pop(self) -> dict[str, float]:
-        means = {name: self.sums[name] / self.counts[name] for name in self.sums}
-        self.__init__()
-        return means
+def _leave_signals_to_the_trainer(_worker: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def parse_duration(text: str) -> float:

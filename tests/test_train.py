@@ -36,7 +36,7 @@ TINY = OmegaConf.merge(
 )
 
 
-def write_orbits(root: Path, count: int = 3) -> None:
+def write_orbits(root: Path, count: int = 4) -> None:
     """`count` orbits of 16 frames: a square of the object's colour that moves with the azimuth."""
     to_opengl = np.diag([1.0, -1.0, -1.0, 1.0])
     y_up_to_z_up = np.array([[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
@@ -52,7 +52,7 @@ def write_orbits(root: Path, count: int = 3) -> None:
             matrix = (y_up_to_z_up @ pose @ to_opengl).tolist()
             locations.append({"transform_matrix": matrix, "frames": [{"name": f"render_{frame:04d}.webp"}]})
         (folder / "meta.json").write_text(json.dumps({"camera_angle_x": 0.6911, "locations": locations}))
-    (root / "train.txt").write_text("".join(f"object_{n}\n" for n in range(count)))
+    (root / "train.txt").write_text("".join(f"object_{n}\n" for n in range(1, count)))
     (root / "val.txt").write_text("object_0\n")
 
 
@@ -161,6 +161,11 @@ def test_an_export_is_a_checkpoint_that_training_starts_from(joint, setting):
         (["objective.lpips_weight=1"], ["objective.lpips_weight"]),
         (["objective.diffusion=false", "objective.reconstruction=none"], ["objective.diffusion", "nothing"]),
         (["train.resume=/nonexistent"], ["train.resume", "/nonexistent"]),
+        (["--resume", "/nonexistent"], ["train.resume", "/nonexistent"]),
+        (["data.val=train.txt"], ["data.val = train.txt", "3 of its 3", "object_1, object_2, object_3"]),
+        (["train.batch_size=4"], ["train.batch_size", "4 samples a step", "has 3"]),
+        (["train.optimizer=sgd"], ["train.optimizer", "sgd", "adamw_8bit"]),
+        (["train.spike_factor=0.5"], ["train.spike_factor", "0.5", "more than 1"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(setting, capsys, overrides, words):
