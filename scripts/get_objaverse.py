@@ -2,9 +2,9 @@
 
     python scripts/get_objaverse.py --out data/objaverse --processes 16 [--limit 1000] [--categories chair mug]
 
-Needs the package (pip install objaverse) and the internet: it downloads from huggingface.co. This has been run against
-a stand-in of the package's functions only (tests/test_get_objaverse.py), never against the real download. Writes below
---out:
+Needs the package (pip install objaverse) and the internet: it downloads from huggingface.co. That download has never
+been run here: tests/test_get_objaverse.py uses a stand-in of the package's functions, and the package's own (0.1.7)
+were tried on files that were there already. Writes below --out:
 
     hf-objaverse-v1/...     the package's own folder: annotations and glb files
     assets.csv              id, split, path of every object that is there: the input of render_orbits.py

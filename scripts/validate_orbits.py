@@ -31,7 +31,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from ouroboros3d.data.orbits import DataError, read_meta
+from ouroboros3d.data.orbit_files import DataError, read_meta
 from ouroboros3d.data.validate import (
     OrbitReport,
     check_orbit,
