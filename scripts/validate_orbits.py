@@ -23,9 +23,10 @@ import json
 import os
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -139,9 +140,12 @@ def validate(options: argparse.Namespace) -> bool:
     out = check_writable_dir(options.out or root / "validation")
 
     check = partial(check_orbit, root, frames=options.frames)
-    with Pool(min(options.workers, len(ids))) as pool:
-        progress = tqdm(pool.imap(check, ids, chunksize=4), total=len(ids), desc=f"checking {root}", unit="orbit")
-        reports = {report.id: report for report in progress}
+    with ProcessPoolExecutor(min(options.workers, len(ids))) as pool:
+        found_out = tqdm(pool.map(check, ids, chunksize=8), total=len(ids), desc=f"checking {root}", unit="orbit")
+        try:
+            reports = {report.id: report for report in found_out}
+        except BrokenProcessPool as error:
+            raise DataError(f"{root}: a process died, perhaps for want of memory; give fewer --workers") from error
     for name, problems in check_set(reports, lists, options.size).items():
         list_problems[name] += problems
     list_problems["set"] = []

@@ -285,6 +285,22 @@ def test_a_spoilt_set_leaves_what_trains(script, root, capsys):
     assert read_ids(root / "validation" / "good.txt") == ["box_1", "box_2", "box_3"]
 
 
+def test_the_committed_orbits_are_sound_and_train(script, tmp_path):
+    root = Path(__file__).parent / "data" / "orbits"
+    assert script.main([str(root), "--out", str(tmp_path), "--workers", "1", "--size", "128"]) == 0
+    ranges = json.loads((tmp_path / "report.json").read_text())["ranges"]
+    assert (ranges["fov"], ranges["distance"]) == ("39.6", "1.742")
+    assert sum(p.stat().st_size for p in root.rglob("*")) < 2e6
+    data = OrbitDataset(root, size=32, load_alpha=True, load_depth=True)
+    bear, cake = data
+    assert (bear["id"], cake["id"]) == ("blendswap-cc-0_teddybear_0", "blendswap-cc-0_cupcake_0")
+    for item in (bear, cake):
+        agree = ((item["depth"] > 0) == (item["alpha"] > 0.5)).float().mean()
+        assert agree > 0.98 and 1.2 < item["depth"][item["depth"] > 0].mean() < 1.75
+    rgb = (bear["images"] / 2 + 0.5)[:, :, 16, 16].mean(0)
+    assert rgb[0] > rgb[1] > rgb[2]  # a brown bear
+
+
 def test_a_set_of_the_wrong_size(script, sound, tmp_path, capsys):
     assert run(script, sound, "--out", tmp_path, "--size", 64, "--show", 1) == 1
     said = capsys.readouterr().out
