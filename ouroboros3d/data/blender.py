@@ -65,6 +65,7 @@ class BlenderScene:
 
         if not path.is_file():
             raise AssetError(f"{path}: no such file")
+        _check_vertices(path)
         self.version = f"Blender {bpy.app.version_string}"
         with _quiet():
             bpy.ops.wm.read_factory_settings(use_empty=True)
@@ -120,6 +121,20 @@ def _quiet() -> Iterator[None]:
         os.dup2(saved[1], 2)
         for descriptor in (*saved, null):
             os.close(descriptor)
+
+
+def _check_vertices(path: Path) -> None:
+    """Raises AssetError for vertices that are no numbers, which Blender's own readers silently move to the origin."""
+    import trimesh
+
+    if path.suffix.lower() not in (".obj", ".ply", ".stl"):
+        return
+    try:
+        meshes = trimesh.load_scene(path, process=False, skip_materials=True).geometry.values()
+    except Exception:  # whatever it is, Blender may take it
+        return
+    if any(hasattr(m, "faces") and not np.isfinite(m.vertices[np.unique(m.faces)]).all() for m in meshes):
+        raise AssetError(f"{path}: a vertex is not a finite number")
 
 
 def _import(path: Path, up: str) -> None:
