@@ -301,6 +301,19 @@ def test_the_committed_orbits_are_sound_and_train(script, tmp_path):
     assert rgb[0] > rgb[1] > rgb[2]  # a brown bear
 
 
+def test_empty_lists_are_a_problem_of_the_set(script, root, capsys):
+    for name in ("train", "val", "test"):
+        (root / f"{name}.txt").write_text("\n")
+    assert run(script, root) == 1
+    said = capsys.readouterr().out
+    assert "set: empty: no id in train.txt, val.txt, test.txt" in said and "4 of 4 orbits are good" in said
+    assert (root / "validation" / "good_train.txt").read_text() == ""
+    for name in ("train", "val", "test"):
+        (root / f"{name}.txt").unlink()
+    assert run(script, root) == 1
+    assert "set: empty: no id in train.txt or val.txt or test.txt" in capsys.readouterr().out
+
+
 def test_a_set_of_the_wrong_size(script, sound, tmp_path, capsys):
     assert run(script, sound, "--out", tmp_path, "--size", 64, "--show", 1) == 1
     said = capsys.readouterr().out
