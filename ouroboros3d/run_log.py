@@ -80,7 +80,7 @@ class RunLog:
             "learning_rate": learning_rate,
             "seconds_per_step": seconds / step,
             "samples_per_second": (step - self._step) * samples_per_step / max(seconds - self._seconds, 1e-9),
-            "memory_gib": _peak_memory(self.accelerator.device),
+            "memory_gib": peak_memory(self.accelerator.device),
         }
         values |= {f"seconds_{name}": total / self._timed_steps for name, total in self.clock.seconds.items()}
         self.clock.reset()
@@ -141,7 +141,7 @@ def _is_before(line: str, step: int) -> bool:
         return False
 
 
-def _peak_memory(device: torch.device) -> float:
+def peak_memory(device: torch.device) -> float:
     """GiB that tensors took on a GPU, or the process in memory, at most so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30

@@ -121,15 +121,15 @@ class Trainer:
     def run(self) -> int:
         """Trains to `config.steps`, the time budget or a signal, saves, exports; returns the step reached."""
         config, main = self.config, self.accelerator.is_main_process
-        self._resume()
+        self.resume()
         self.log.start(self.step, self.seconds)
-        batches = iter(self._loader())
+        batches = iter(self.loader())
         bar = tqdm(total=config.steps, initial=self.step, disable=not main, desc=str(self.folder), unit="step")
         try:
             with bar, self._catch_signals():
                 while self.step < config.steps and not self._should_stop():
                     start = time.perf_counter()
-                    self.log.add(self._train_step(batches))
+                    self.log.add(self.train_step(batches))
                     self.step += 1
                     self.seconds += time.perf_counter() - start
                     bar.update()
@@ -139,8 +139,8 @@ class Trainer:
                     if self.step % config.validate_every == 0:
                         self._validate()
                     if self.step % config.save_every == 0:
-                        self._save()
-            self._save()
+                        self.save()
+            self.save()
             with self._ema_weights():
                 if main and self.export is not None:
                     self.export(self.folder / "export")
@@ -152,7 +152,8 @@ class Trainer:
         self.accelerator.state.destroy_process_group()
         return self.step
 
-    def _loader(self) -> DataLoader:
+    def loader(self) -> DataLoader:
+        """(batch, sample numbers) of every micro-batch of this process, from the present step on."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         return DataLoader(
             self.stream,
@@ -179,7 +180,7 @@ class Trainer:
         stacked = torch.tensor(list(values.values()), device=device, dtype=torch.float64)
         return dict(zip(values, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
-    def _train_step(self, batches: Iterator) -> dict[str, float]:
+    def train_step(self, batches: Iterator) -> dict[str, float]:
         """One optimiser step over all micro-batches; returns the losses' means over the global batch.
 
         Losses and gradients are looked at before anything is changed by them.
@@ -235,7 +236,7 @@ class Trainer:
         """Saves the state before this step, beside all older ones, and names the batch."""
         self.optimizer.zero_grad()
         seen = sorted(gather_object(seen))
-        self._save(rotate=False)
+        self.save(rotate=False)
         report = self.folder / "stopped.json"
         if self.accelerator.is_main_process:
             with atomic_path(report) as path:
@@ -283,7 +284,7 @@ class Trainer:
                         (folder / "validation.json").write_text(json.dumps({"step": self.step, **values}, indent=1))
             self.log.validation(self.step, values, pictures)
         if self._agree({"improved": float(improved)})["improved"] > 0:
-            self._save()
+            self.save()
 
     def _is_best(self, values: dict[str, float]) -> bool:
         """Whether this validation beats all before it, by the first of `train.best_metric` that it has."""
@@ -309,7 +310,8 @@ class Trainer:
             "watch": self._watch.state(),
         }
 
-    def _save(self, rotate: bool = True) -> None:
+    def save(self, rotate: bool = True) -> None:
+        """A checkpoint of this step, unless it has one; older ones go. Raises TrainingError, e.g. with a full disk."""
         # Not by looking for the folder: another process may look before this one has renamed it.
         if self._saved_step == self.step:
             return
@@ -333,8 +335,8 @@ class Trainer:
         if main and rotate:
             self.checkpoints.rotate(self.best and self.best["step"])
 
-    def _resume(self) -> None:
-        """From `config.resume`; with "auto" from the newest checkpoint that can be read."""
+    def resume(self) -> None:
+        """From `config.resume`; with "auto" from the newest checkpoint that can be read. Raises TrainingError."""
         folders = []
         if self.config.resume == "auto":
             folders = self.checkpoints.newest_first()

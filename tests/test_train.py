@@ -15,7 +15,9 @@ from conftest import LEAN, SMALL
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
+from ouroboros3d.build import compile_networks
 from ouroboros3d.cameras import orbit_poses
 from ouroboros3d.checkpoint import find_weights
 
@@ -181,3 +183,24 @@ def test_bad_input_is_one_line_and_status_2(setting, capsys, overrides, words):
     assert cli([*arguments, *overrides]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and all(word in last for word in words), last
+
+
+def test_compiled_networks_keep_their_names_and_values():
+    """With torch.compile's eager backend; state dicts, and so checkpoints and exports, have no `_orig_mod`."""
+    objective = nn.Module()
+    objective.trained = nn.ModuleDict({"unet": nn.Sequential(nn.Linear(3, 3), nn.SiLU())})
+    x = torch.ones(1, 3)
+    before, names = objective.trained["unet"](x), list(objective.state_dict())
+    compile_networks(objective, backend="eager")
+    assert objective.trained["unet"]._compiled_call_impl is not None
+    assert list(objective.state_dict()) == names
+    assert torch.equal(objective.trained["unet"](x), before)
+
+
+def test_a_config_that_compiles_calls_for_it(setting, monkeypatch):
+    import train as script
+
+    compiled = []
+    monkeypatch.setattr(script, "compile_networks", lambda objective: compiled.extend(objective.trained))
+    train(setting, "compiled", "train.compile=true", "train.steps=1", "train.validate_every=9")
+    assert compiled == ["unet", "lgm"]

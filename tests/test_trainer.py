@@ -183,8 +183,8 @@ def test_resume_repeats_the_uninterrupted_run(tmp_path, whole):
 
 def test_a_signal_stops_after_the_step_and_loses_nothing(tmp_path, whole, capsys):
     first = make(tmp_path / "parts", **EVERYTHING)
-    step = first._train_step
-    first._train_step = lambda batches: (os.kill(os.getpid(), signal.SIGTERM), step(batches))[1]
+    step = first.train_step
+    first.train_step = lambda batches: (os.kill(os.getpid(), signal.SIGTERM), step(batches))[1]
     assert first.run() == 1
     assert "stopped at step 1: SIGTERM" in capsys.readouterr().out
     assert_same_end(whole, finish(make(tmp_path / "parts", **EVERYTHING)))
@@ -267,7 +267,7 @@ def test_damaged_newest_checkpoint_falls_back(tmp_path, capsys):
     newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
     (newest / "model.safetensors").write_bytes(b"half")
     trainer = make(tmp_path)
-    trainer._resume()
+    trainer.resume()
     assert trainer.step == 4
     assert "step_00000006 cannot be resumed" in capsys.readouterr().out
 
@@ -278,10 +278,10 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path, monkeypatch):
     trainer.step = 4
     monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        trainer._save()
+        trainer.save()
     monkeypatch.undo()
     again = make(tmp_path, steps=2)
-    again._resume()
+    again.resume()
     assert again.step == 2
 
 
