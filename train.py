@@ -2,6 +2,7 @@
 
     python train.py --config configs/small/joint.yaml [key=value ...]
     torchrun --nproc_per_node=8 train.py --config configs/mv/svd_lgm_rgb_ccm_lvis.yaml
+    python train.py --config configs/small/joint.yaml --dry_run
 
 Writes checkpoints/, validation/, metrics.jsonl, export/ and best/ (weights for inference.py) to `train.output_dir`.
 """
@@ -25,6 +26,7 @@ from ouroboros3d.checkpoint import save_checkpoint
 from ouroboros3d.config import load_config, save_config
 from ouroboros3d.errors import UserError
 from ouroboros3d.evaluation import Validation
+from ouroboros3d.plan import describe
 from ouroboros3d.trainer import Trainer
 
 
@@ -32,11 +34,18 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/small.yaml", help="YAML file (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what the machine has")
+    parser.add_argument("--dry_run", action="store_true", help="print the plan of the run; run and write nothing")
     parser.add_argument("--resume", metavar="auto|never|FOLDER", help="the same as train.resume=")
     options, overrides = parser.parse_known_args(arguments)
     if options.resume is not None:
         overrides.append(f"train.resume={options.resume}")
     config = load_config(options.config, overrides)
+    if options.dry_run:
+        text, problems = describe(config)
+        print(text)
+        if problems:
+            raise UserError(f"this run would not start: {'; '.join(problems)}")
+        return
     torch.manual_seed(config.train.seed)
 
     dataset, held_out = build_dataset(config, "train"), build_dataset(config, "val")

@@ -79,7 +79,7 @@ def build_models(config: ModelConfig) -> Models:
 
     SVD's and LGM's public weights come first, a checkpoint folder last. Raises CheckpointError.
     """
-    pretrained = _located(config.pretrained)
+    pretrained = located(config.pretrained)
     has_checkpoint = pretrained.checkpoint is not None
     unet = MultiViewUNet(config.multiview, config.conventions)
     lgm = LGM(config.lgm, config.conventions.rotation)
@@ -110,7 +110,7 @@ def build_models(config: ModelConfig) -> Models:
     return models.eval()
 
 
-def _located(pretrained: PretrainedConfig) -> PretrainedConfig:
+def located(pretrained: PretrainedConfig) -> PretrainedConfig:
     """With the relative paths that are not in the working directory looked up in the repository."""
 
     def locate(path: str | None) -> str | None:

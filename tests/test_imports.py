@@ -20,7 +20,7 @@ LAYERS = [
     {"optimization", "run_log", "stream", "trainer_state"},
     {"trainer", "visualize"},
     {"build"},  # the composition root
-    {"evaluation", "inference", "parity"},
+    {"evaluation", "inference", "parity", "plan"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
