@@ -6,6 +6,7 @@ raises `ConfigError` with the key's name, its value and what would be right.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,13 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
         raise ConfigError(f"{path}: {_explain(error)}") from error
     check_config(config)
     return config
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(the others, the `section.key=value`s) of a command line, for options that take several values and would
+    swallow what follows them."""
+    overrides = [text for text in arguments if re.match(r"[a-z]\w*(\.\w+)+=", text)]
+    return [text for text in arguments if text not in overrides], overrides
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:

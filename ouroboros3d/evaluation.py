@@ -9,7 +9,6 @@ Shapes: B batch, V views. Pictures are compared on [0, 1].
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -31,13 +30,13 @@ from ouroboros3d.cameras import Cameras, intrinsics_from_fov, opengl_to_opencv, 
 from ouroboros3d.config import Config, as_kwargs
 from ouroboros3d.data.orbits import BACKGROUNDS, DataError, OrbitDataset, read_ids, read_meta, read_rgba
 from ouroboros3d.errors import ConfigError, UserError
-from ouroboros3d.files import atomic_path, check_writable_dir
+from ouroboros3d.files import check_writable_dir
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.interfaces import Rendering
 from ouroboros3d.metrics import gradient_distance, iou, make_lpips, point_scores, psnr, ssim
 from ouroboros3d.objective import OrbitBatch
 from ouroboros3d.sampler import last_step
-from ouroboros3d.scores import Row, key, object_name, read_rows, rounded, write_rows
+from ouroboros3d.scores import Row, check_settings, key, object_name, read_rows, rounded, write_rows
 from ouroboros3d.statistics import spread_evenly
 from ouroboros3d.visualize import labelled_grid, save_image
 
@@ -570,7 +569,7 @@ class Store:
             return {}
         if state.is_main_process:
             check_writable_dir(self.folder / "pictures")
-            self._check_settings()
+            check_settings(self.folder, self.settings, occupied=bool(self._tables()))
         state.wait_for_everyone()
         rows = {key(row): row for path in self._tables() for row in read_rows(path)}
         state.wait_for_everyone()  # nobody writes before everybody has read
@@ -617,32 +616,6 @@ class Store:
         """The whole table first, then what an interrupted run of several processes has left."""
         whole = self.folder / "objects.csv"
         return [*([whole] if whole.is_file() else []), *sorted(self.folder.glob("part*.csv"))]
-
-    def _check_settings(self) -> None:
-        path = self.folder / "settings.json"
-        own = json.loads(json.dumps(self.settings))
-        if self._tables() and path.is_file():
-            try:
-                there = json.loads(path.read_text())
-            except ValueError as error:
-                raise UserError(f"{path}: is damaged ({error}); choose another --out or remove {self.folder}") from None
-            differences = list(_differences(own, there))
-            if differences:
-                raise UserError(
-                    f"{self.folder}: holds scores of other settings ({'; '.join(differences[:3])}); "
-                    "choose another --out or remove that folder"
-                )
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(own, indent=1) + "\n")
-
-
-def _differences(own: object, there: object, name: str = "") -> Iterable[str]:
-    """ "sampler.steps is 20 there, 25 here" of nested dictionaries."""
-    if isinstance(own, dict) and isinstance(there, dict):
-        for k in dict.fromkeys([*own, *there]):
-            yield from _differences(own.get(k), there.get(k), f"{name}.{k}" if name else k)
-    elif own != there:
-        yield f"{name} is {there} there, {own} here"
 
 
 def stacked(entries: Sequence[tuple[str, Image.Image]]) -> Image.Image:

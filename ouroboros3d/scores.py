@@ -8,9 +8,10 @@ column is.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ouroboros3d.errors import UserError
@@ -134,6 +135,35 @@ def table_text(summary: dict[str, Interval], sign: bool = False) -> str:
             lines.append([name, *cells])
     lines += [[name, summary[column].text(digits, sign)] for column, name, digits in SINGLES if column in summary]
     return align(lines)
+
+
+def check_settings(folder: Path, settings: dict, occupied: bool) -> None:
+    """Writes settings.json into a folder of results; where it is `occupied` already, refuses other settings.
+    Raises UserError with what differs."""
+    path = folder / "settings.json"
+    own = json.loads(json.dumps(settings))
+    if occupied and path.is_file():
+        try:
+            there = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged ({error}); choose another --out or remove {folder}") from None
+        differences = list(_differences(own, there))
+        if differences:
+            raise UserError(
+                f"{folder}: holds results of other settings ({'; '.join(differences[:3])}); choose another --out or "
+                "remove that folder"
+            )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(own, indent=1) + "\n")
+
+
+def _differences(own: object, there: object, name: str = "") -> Iterator[str]:
+    """ "sampler.steps is 20 there, 25 here" of nested dictionaries."""
+    if isinstance(own, dict) and isinstance(there, dict):
+        for k in dict.fromkeys([*own, *there]):
+            yield from _differences(own.get(k), there.get(k), f"{name}.{k}" if name else k)
+    elif own != there:
+        yield f"{name} is {there} there, {own} here"
 
 
 def align(lines: Sequence[Sequence[str]]) -> str:

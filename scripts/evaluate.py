@@ -19,7 +19,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ouroboros3d.build import build_models, check_renderer
-from ouroboros3d.config import load_config
+from ouroboros3d.config import load_config, split_overrides
 from ouroboros3d.errors import UserError
 from ouroboros3d.evaluation import Options, evaluate
 from ouroboros3d.files import atomic_path
@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--no_baselines", action="store_true")
     parser.add_argument("--device", help="cpu or cuda (default: what the machine has)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the networks (default: %(default)s)")
-    options, overrides = parser.parse_known_args(arguments)
+    arguments, overrides = split_overrides(arguments)
+    options = parser.parse_args(arguments)
     if min(options.objects, *options.seeds) < 0 or options.batch < 1:
         raise UserError("--objects and --seeds must not be negative, --batch at least 1")
     others = read_rows(options.compare) if options.compare else None  # bad input shows before the work
