@@ -1,14 +1,18 @@
 """Weights in and out: the release's two files, LGM's public weights, and the small model's frozen parts.
 
 A checkpoint folder holds `mv_model_unet` (U-Net, adapters, ray encoders) and `recon_model` (LGM) as plain state
-dicts, .safetensors or .pth; beside them, optionally, `vae` and `image_encoder`.
+dicts, .safetensors or .pth; beside them, optionally, `vae` and `image_encoder`. The other layout is diffusers', a
+folder a part (`save_diffusers`); what reads a checkpoint folder reads both.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path
+from ouroboros3d.files import atomic_path, check_writable_dir, staged
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 State = dict[str, Tensor]
 
 
@@ -27,8 +32,9 @@ class CheckpointError(UserError, ValueError):
 
 
 def find_weights(folder: str | Path, name: str) -> Path | None:
-    """`folder/name` with the first known suffix there is."""
-    return next((p for s in SUFFIXES if (p := Path(folder) / f"{name}{s}").is_file()), None)
+    """`folder/name` with the first known suffix there is, or the weights in diffusers' folder of that name."""
+    stems = (name, f"{name}/{DIFFUSERS_WEIGHTS}", f"{name}/model")
+    return next((p for stem in stems for s in SUFFIXES if (p := Path(folder) / f"{stem}{s}").is_file()), None)
 
 
 def read_state(path: str | Path) -> State:
@@ -121,6 +127,13 @@ def load_checkpoint(folder: str | Path, models) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder (it holds mv_model_unet and recon_model)")
+    if (folder / "model_index.json").is_file():
+        for name, part in _diffusers_parts(models).items():
+            path = find_weights(folder, name)
+            if path is None:
+                raise CheckpointError(f"{folder}: has no weights in {name}/, though a model_index.json")
+            fit_state(part.module, read_state(path), path)
+        return
     for name in ("mv_model_unet", "recon_model"):
         if find_weights(folder, name) is None:
             raise CheckpointError(f"{folder}: has no {name}.safetensors or {name}.pth")
@@ -150,6 +163,71 @@ def save_checkpoint(
         parts |= {"vae": models.svd.vae.state_dict(), "image_encoder": models.svd.image_encoder.state_dict()}
     for name, state in parts.items():
         write_state(state, folder / f"{name}{suffix}", dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A folder of diffusers' layout."""
+
+    module: nn.Module
+    library: str
+    weights: str  # their file's name without the suffix
+    config: dict[str, Any]
+
+
+def _diffusers_parts(models) -> dict[str, _Part]:
+    unet, lgm, vae, encoder = models.unet, models.lgm, models.svd.vae, models.svd.image_encoder
+    own = ("cond_encoder", "down_plucker", "mid_plucker", "up_plucker")
+    conditioning = nn.ModuleDict({name: getattr(unet, name) for name in own})
+    multiview = {k: v for k, v in dataclasses.asdict(unet.config).items() if k != "unet"}
+
+    def config(module: nn.Module, values: dict[str, Any]) -> dict[str, Any]:
+        return {"_class_name": type(module).__name__, **values}
+
+    return {
+        "unet": _Part(unet.unet, "diffusers", DIFFUSERS_WEIGHTS, config(unet.unet, dict(unet.unet.config))),
+        "vae": _Part(vae, "diffusers", DIFFUSERS_WEIGHTS, config(vae, dict(vae.config))),
+        "image_encoder": _Part(encoder, "transformers", "model", encoder.config.to_dict()),
+        "conditioning": _Part(conditioning, "ouroboros3d", DIFFUSERS_WEIGHTS, config(unet, multiview)),
+        "lgm": _Part(lgm, "ouroboros3d", DIFFUSERS_WEIGHTS, config(lgm, dataclasses.asdict(lgm.config))),
+    }
+
+
+def save_diffusers(folder: str | Path, models, scheduler, dtype: torch.dtype | None = None) -> None:
+    """Writes the layout of a diffusers pipeline: unet, vae, image_encoder, scheduler and feature_extractor load with
+    their libraries' `from_pretrained(folder, subfolder=...)`; conditioning (adapters and ray encoders) and lgm are
+    ours. `scheduler` is diffusers'. All or nothing. Raises OutputError.
+
+    diffusers' U-Net and VAE know only 32 normalisation groups: with other `norm_groups` their own classes load the
+    weights and compute something else. The folder then says so by `norm_groups` in conditioning/config.json.
+    """
+    folder = check_writable_dir(folder)
+    parts = _diffusers_parts(models)
+    index: dict[str, Any] = {"_class_name": "Ouroboros3D"}
+    index |= {name: [part.library, type(part.module).__name__] for name, part in parts.items()}
+    index |= {"conditioning": ["ouroboros3d", "MultiViewUNet"]}
+    index |= {"scheduler": ["diffusers", type(scheduler).__name__]}
+    index |= {"feature_extractor": ["transformers", "CLIPImageProcessor"]}
+    size = parts["image_encoder"].config["image_size"]
+    preprocessing = {
+        "image_processor_type": "CLIPImageProcessor",
+        **{"do_resize": True, "size": {"shortest_edge": size}, "resample": 3},
+        **{"do_center_crop": True, "crop_size": {"height": size, "width": size}},
+        **{"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True},
+        **{"image_mean": models.svd._mean.flatten().tolist(), "image_std": models.svd._std.flatten().tolist()},
+    }
+    with staged(folder) as stage:
+        for name, part in parts.items():
+            write_state(part.module.state_dict(), stage / name / f"{part.weights}.safetensors", dtype)
+            _write_json(part.config, stage / name / "config.json")
+        scheduler.save_pretrained(stage / "scheduler")
+        (stage / "feature_extractor").mkdir()
+        _write_json(preprocessing, stage / "feature_extractor" / "preprocessor_config.json")
+        _write_json(index, stage / "model_index.json")
+
+
+def _write_json(values: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def load_unet(path: str | Path, unet) -> None:

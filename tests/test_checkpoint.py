@@ -1,14 +1,18 @@
 """Weights in and out: the release's names, round trips, and one clear line for everything that does not fit."""
 
 import gzip
+import json
 import os
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
+from transformers import CLIPVisionModelWithProjection
 
 from ouroboros3d import checkpoint
+from ouroboros3d.build import build_models
 from ouroboros3d.checkpoint import (
     CheckpointError,
     fit_state,
@@ -16,10 +20,12 @@ from ouroboros3d.checkpoint import (
     load_checkpoint,
     read_state,
     save_checkpoint,
+    save_diffusers,
     to_release_names,
     write_state,
 )
 from ouroboros3d.config import ConventionsConfig, LGMConfig, MultiViewConfig
+from ouroboros3d.diffusion import euler_schedule
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 
@@ -98,6 +104,38 @@ class TestRoundTrip:
             assert_same(release.svd, other.svd)
         else:
             assert all(torch.equal(v, before[k]) for k, v in other.svd.state_dict().items())
+
+    def test_diffusers_layout(self, release, make_config, make_models, tmp_path):
+        """Read here as a checkpoint, and part by part by the libraries the parts come from."""
+        config = make_config()
+        save_diffusers(tmp_path / "new", release, euler_schedule(config.sampler.scheduler, 3))
+        other = make_models(seed=1)
+        load_checkpoint(tmp_path / "new", other)
+        for part in ("unet", "lgm", "svd"):
+            assert_same(getattr(release, part), getattr(other, part))
+        config.model.pretrained.checkpoint = str(tmp_path / "new")
+        assert_same(build_models(config.model).svd, release.svd)
+        for name, cls, part in (
+            ("unet", UNetSpatioTemporalConditionModel, release.unet.unet),
+            ("vae", AutoencoderKLTemporalDecoder, release.svd.vae),
+            ("image_encoder", CLIPVisionModelWithProjection, release.svd.image_encoder),
+        ):
+            assert_same(cls.from_pretrained(tmp_path / "new", subfolder=name), part)
+        scheduler = EulerDiscreteScheduler.from_pretrained(tmp_path / "new", subfolder="scheduler")
+        assert scheduler.config.sigma_max == 80.0 and scheduler.config.prediction_type == "v_prediction"
+        index = json.loads((tmp_path / "new" / "model_index.json").read_text())
+        folders = {path.name for path in (tmp_path / "new").iterdir() if path.is_dir()}
+        assert folders == {name for name in index if not name.startswith("_")}
+
+    def test_diffusers_layout_without_a_part(self, release, make_config, tmp_path):
+        save_diffusers(tmp_path, release, euler_schedule(make_config().sampler.scheduler, 3), torch.float16)
+        assert {v.dtype for v in read_state(tmp_path / "lgm" / "diffusion_pytorch_model.safetensors").values()} == {
+            torch.float16
+        }
+        (tmp_path / "lgm" / "diffusion_pytorch_model.safetensors").unlink()
+        with pytest.raises(CheckpointError, match="has no weights in lgm/") as caught:
+            load_checkpoint(tmp_path, release)
+        message(caught)
 
     def test_files_hold_the_releases_names(self, release, tmp_path):
         save_checkpoint(tmp_path, release)
