@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -183,6 +183,7 @@ class Example:
     """An orbit as the evaluation sees it. Poses are in the model's frame, in which frame 0 is the first camera."""
 
     item: dict  # the dataset's
+    object: str
     targets: dict[str, Target]  # "generated" (the model's cameras), "between", "other": what there is of them
     elevation: float  # degrees, of the condition camera
     other_elevation: float  # degrees, of the object's other orbit, NaN without one
@@ -208,14 +209,33 @@ def load_example(dataset: OrbitDataset, index: int, points: Path | None = None) 
     rest = [k for k in range(dataset.frames) if k not in used]
     if rest:
         targets["between"] = _read_target(folder, rest, dataset, first, item["background"])
-    other, other_elevation = other_orbit(folder), math.nan
+    other, other_elevation = other_orbit(folder) if has_orbits(dataset.root) else None, math.nan
     if other is not None:
         frames = [k * dataset.frames // dataset.num_views for k in range(dataset.num_views)]
         targets["other"] = _read_target(other, frames, dataset, first, item["background"])
         other_elevation = _elevation(read_meta(other / "meta.json", dataset.frames).c2w[0])
     to_model = relative_to_first(torch.stack([first, torch.eye(4, dtype=first.dtype)]))[1]
     surface = None if points is None else read_points(points, item["id"])
-    return Example(item, targets, _elevation(meta.c2w[used[0]]), other_elevation, torch.linalg.inv(to_model), surface)
+    return Example(
+        item,
+        object_of(dataset.root, item["id"]),
+        targets,
+        _elevation(meta.c2w[used[0]]),
+        other_elevation,
+        torch.linalg.inv(to_model),
+        surface,
+    )
+
+
+def has_orbits(root: Path) -> bool:
+    """Whether ids are <object>_<orbit>, as scripts/render_orbits.py writes them; in a set of scripts/render_eval.py,
+    which has a protocol.json, an id is an object, whatever its name ends in."""
+    return not (root / "protocol.json").is_file()
+
+
+def object_of(root: Path, orbit: str) -> str:
+    """The object that an id of the set in `root` stands for."""
+    return object_name(orbit) if has_orbits(root) else Path(orbit).name
 
 
 def other_orbit(folder: Path) -> Path | None:
@@ -290,12 +310,12 @@ class Baselines:
         views = [self._training[i]["images"].mean(0) * 0.5 + 0.5 for i in spread_evenly(self._index, averaged)]
         self._mean = torch.stack(views).mean(0)
 
-    def __call__(self, item: dict) -> dict[str, Tensor]:
-        """[V, 3, H, W] in [0, 1] by name, for an item of the dataset."""
-        images = item["images"] * 0.5 + 0.5
-        distance = (self._thumbnails - _thumbnail(item["images"][0])).square().flatten(1).mean(1)
-        own = object_name(item["id"])  # if the list holds training objects, an object is not its own neighbour
-        same = torch.tensor([object_name(self._training.ids[i]) == own for i in self._index])
+    def __call__(self, example: Example) -> dict[str, Tensor]:
+        """[V, 3, H, W] in [0, 1] by name."""
+        images = example.targets["generated"].images
+        distance = (self._thumbnails - _thumbnail(example.item["images"][0])).square().flatten(1).mean(1)
+        # If the list holds training objects, an object is not its own neighbour.
+        same = torch.tensor([object_name(self._training.ids[i]) == example.object for i in self._index])
         nearest = self._training[self._index[int(distance.masked_fill(same, math.inf).argmin())]]
         return {
             "repeat": images[:1].expand_as(images),
@@ -327,7 +347,7 @@ class Evaluator:
         config: Config,
         device: torch.device,
         lpips: Lpips | None = None,
-        baselines: Callable[[dict], dict[str, Tensor]] | None = None,
+        baselines: Callable[[Example], dict[str, Tensor]] | None = None,
     ) -> None:
         self.models, self.config, self.device = models, config, device
         self.lpips, self.baselines = lpips, baselines
@@ -378,11 +398,10 @@ class Evaluator:
             solid = loop.means[0][loop.opacities[0] > SOLID].double().cpu()
             world = solid @ example.to_world[:3, :3].T + example.to_world[:3, 3]
             values |= point_scores(_thin(world.float()), example.points)
-        for name, images in self.baselines(example.item).items() if self.baselines else ():
+        for name, images in self.baselines(example).items() if self.baselines else ():
             images = images.to(self.device)
             values |= self._scores(name, images[1:], picture_silhouette(images[1:], self.background), truth, skip=1)
-        orbit = example.item["id"]
-        row: Row = {"object": object_name(orbit), "id": orbit, "seed": seed}
+        row: Row = {"object": example.object, "id": example.item["id"], "seed": seed}
         return row | {name: rounded(value) for name, value in values.items()}, pictures
 
     def _render(self, gaussians: Gaussians, cameras: Cameras) -> Rendering:
@@ -432,8 +451,9 @@ def evaluate(models: Models, config: Config, device: torch.device, options: Opti
     baselines = options.baselines and training is not None
     if options.baselines and not baselines:
         notes.append(f"the baselines are absent: {config.data.root} has no {config.data.train}")
-    chosen = choose_orbits(dataset.ids, options.objects, options.every_orbit)
-    notes += _overlap(training, [dataset.ids[i] for i in chosen])
+    objects = [object_of(dataset.root, name) for name in dataset.ids]
+    chosen = choose_orbits(objects, options.objects, options.every_orbit)
+    notes += _overlap(training, {objects[i] for i in chosen})
     size = batch_size(config, options.batch)
     batches = [(seed, part) for seed in options.seeds for part in _chunks(chosen, size, config)]
 
@@ -469,12 +489,13 @@ def evaluate(models: Models, config: Config, device: torch.device, options: Opti
     return asked, notes
 
 
-def choose_orbits(ids: Sequence[str], objects: int = 0, every_orbit: bool = False) -> list[int]:
-    """Indices into a list of ids: of `objects` spread evenly (0 = all), the first orbit or every one of each."""
+def choose_orbits(objects: Sequence[str], count: int = 0, every_orbit: bool = False) -> list[int]:
+    """Indices into a list of orbits, of which `objects` are the objects: of `count` objects spread evenly (0 = all),
+    the first orbit or every one of each."""
     groups: dict[str, list[int]] = {}
-    for index, name in enumerate(ids):
-        groups.setdefault(object_name(name), []).append(index)
-    return [i for group in spread_evenly(list(groups.values()), objects) for i in (group if every_orbit else group[:1])]
+    for index, name in enumerate(objects):
+        groups.setdefault(name, []).append(index)
+    return [i for group in spread_evenly(list(groups.values()), count) for i in (group if every_orbit else group[:1])]
 
 
 def batch_size(config: Config, asked: int) -> int:
@@ -514,10 +535,9 @@ def _training_list(config: Config) -> Path | None:
     return path if path.is_file() else None
 
 
-def _overlap(training: Path | None, names: Iterable[str]) -> list[str]:
+def _overlap(training: Path | None, seen: set[str]) -> list[str]:
     """A note if evaluated objects are in the training list."""
     trained = {object_name(name) for name in read_ids(training)} if training else set()
-    seen = {object_name(name) for name in names}
     both = len(seen & trained)
     return [f"WARNING: {both} of {len(seen)} objects are in {training}: these are not held out"] if both else []
 

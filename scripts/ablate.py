@@ -26,6 +26,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from ouroboros3d.checkpoint import find_weights
 from ouroboros3d.config import load_config, split_overrides
 from ouroboros3d.errors import UserError
 from ouroboros3d.evaluation import batch_size
@@ -126,8 +127,7 @@ class Ablation:
         if step:
             layer.sampler.feedback_from = scaled_step(step, self.steps)
         if self.options.start:
-            checkpoint = {"model": {"pretrained": {"checkpoint": str(self.options.start.resolve())}}}
-            layer = OmegaConf.merge(layer, checkpoint)
+            layer = OmegaConf.merge(layer, {"model": {"pretrained": weights_from(self.options.start.resolve())}})
         path = check_writable_dir(self.out / name) / "row.yaml"
         with atomic_path(path) as temporary:
             base = OmegaConf.create({"base": str(self.options.base.resolve())})
@@ -145,7 +145,11 @@ class Ablation:
         arguments = ["--config", str(self.config_file(name)), "--list", options.list, "--out", str(folder)]
         arguments += ["--seeds", *map(str, options.seeds), "--objects", str(options.objects), "--no_baselines"]
         arguments += ["--batch", str(options.batch), *(["--device", options.device] if options.device else [])]
-        arguments += [*self.overrides, f"model.pretrained.checkpoint={training / 'export'}"]
+        trained = weights_from(training / "export")
+        arguments += [
+            *self.overrides,
+            *(f"model.pretrained.{k}={'null' if v is None else v}" for k, v in trained.items()),
+        ]
         self.run("scripts/evaluate.py", arguments)
         return [row for row in read_rows(folder / "objects.csv") if row["seed"] in options.seeds]
 
@@ -162,6 +166,12 @@ class Ablation:
         self.run("train.py", arguments)
         if not finished(folder, options.steps, options.budget):
             raise UserError(f"{folder}: the training stopped before its end; the same command goes on from here")
+
+
+def weights_from(folder: Path) -> dict[str, str | None]:
+    """`model.pretrained` that takes every part a checkpoint folder has from there, whatever the base names."""
+    own = [part for part in ("vae", "image_encoder") if find_weights(folder, part)]
+    return {"checkpoint": str(folder), **dict.fromkeys([*own, "lgm", "unet"])}
 
 
 def scaled_step(step: int, steps: int) -> int:

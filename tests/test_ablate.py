@@ -187,6 +187,11 @@ def test_the_table_of_known_scores(ablate, tmp_path):
     assert "Feedback schedule" not in text and text.startswith("Feedback\n")
 
 
+def test_a_start_is_taken_whole(ablate, tmp_path):
+    (tmp_path / "vae.safetensors").touch()
+    assert ablate.weights_from(tmp_path) == {"checkpoint": str(tmp_path), "vae": None, "lgm": None, "unet": None}
+
+
 def test_training_is_finished_by_its_steps_or_its_time(ablate, tmp_path):
     assert not ablate.finished(tmp_path, 5, None)
     for step, seconds in ((4, 50.0), (6, 70.0)):

@@ -33,6 +33,7 @@ from ouroboros3d.evaluation import (
     evaluate,
     load_example,
     noise_seed,
+    object_of,
     picture_silhouette,
     score_images,
 )
@@ -227,9 +228,8 @@ class TestBaselines:
         return Baselines(config)
 
     def test_what_they_show(self, baselines, dataset, config):
-        item = dataset[0]
-        made = baselines(item)
-        truth = item["images"] * 0.5 + 0.5
+        example = load_example(dataset, 0)
+        made, truth = baselines(example), example.targets["generated"].images
         assert set(made) == set(evaluation.BASELINES)
         assert all(torch.equal(view, truth[0]) for view in made["repeat"])
         assert torch.equal(made["background"], torch.ones_like(truth))
@@ -241,7 +241,7 @@ class TestBaselines:
 
     def test_a_training_object_is_its_own_nearest_only_from_another_object_s_view(self, baselines, config):
         training = build_dataset(replace(config, data=replace(config.data, val="train.txt")), "val")
-        made = baselines(training[0])
+        made = baselines(load_example(training, 0))
         torch.testing.assert_close(made["nearest"], training[1]["images"] * 0.5 + 0.5)
 
 
@@ -269,10 +269,21 @@ class TestNoiseAndBatches:
             batch_size(make_config(another), 4)
 
     def test_objects_and_their_orbits(self):
-        ids = ["x/a_0", "x/a_1", "b_0", "b_1", "c", "d_0"]
-        assert choose_orbits(ids) == [0, 2, 4, 5]
-        assert choose_orbits(ids, 2) == [0, 4]
-        assert choose_orbits(ids, 2, every_orbit=True) == [0, 1, 4]
+        objects = [object_of(Path("orbits"), name) for name in ("x/a_0", "x/a_1", "b_0", "b_1", "c", "d_0")]
+        assert objects == ["a", "a", "b", "b", "c", "d"]
+        assert choose_orbits(objects) == [0, 2, 4, 5]
+        assert choose_orbits(objects, 2) == [0, 4]
+        assert choose_orbits(objects, 2, every_orbit=True) == [0, 1, 4]
+
+    def test_in_an_evaluation_set_every_id_is_an_object(self, dataset):
+        assert load_example(dataset, 0).object == "chair" and "other" in load_example(dataset, 0).targets
+        protocol = dataset.root / "protocol.json"
+        protocol.write_text("{}")
+        try:
+            example = load_example(dataset, 0)
+        finally:
+            protocol.unlink()
+        assert example.object == "chair_0" and "other" not in example.targets
 
 
 class TestControls:
