@@ -274,8 +274,8 @@ class TrainConfig:
     keep: int = 2  # newest checkpoints that stay, beside the best
     validate_every: int = 1000
     validate_objects: int = 4
-    best_metric: list[str] = _list("render_psnr", "lgm_unseen_psnr")  # the first that validation has says which
-    best_direction: str = "max"  # max | min              checkpoint is the best; [] keeps none
+    best_metric: list[str] = _list("render_psnr", "lgm_unseen_psnr")  # by the first that validation has; [] keeps none
+    best_direction: str = "max"  # max | min
     spike_factor: float = 20.0  # stop when the loss exceeds this many times its recent median ...
     spike_steps: int = 3  # ... for so many steps running; a factor of 0 never stops
     log_every: int = 20

@@ -59,14 +59,17 @@ class Checkpoints:
             if best is None or path != self.path(best):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def set_aside(self, step: int) -> None:
+    def set_aside(self, step: int) -> list[Path]:
         """Checkpoints beyond the step a run starts from, damaged or of a run begun anew, get another name (aside_...):
-        neither may the next resume find them nor the rotation count them."""
+        neither may the next resume find them nor the rotation count them. Returns those names."""
+        renamed = []
         for path in self.newest_first():
             if path.name > self.path(step).name:
                 aside = path.with_name(f"aside_{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(path, aside)
+                renamed.append(aside)
+        return renamed
 
 
 def read_state(folder: Path) -> tuple[dict, dict[str, Any] | None]:

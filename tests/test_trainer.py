@@ -70,7 +70,7 @@ class Regression(nn.Module):
         return {"total": total}
 
 
-def make(folder: Path, dropout: float = 0.0, settings: dict | None = None, **changes) -> Trainer:
+def make(folder: Path, dropout: float = 0.0, settings: dict | None = None, workers: int = 0, **changes) -> Trainer:
     defaults = {"steps": 6, "batch_size": 2, "learning_rate": 0.05, "save_every": 2, "log_every": 1}
     config = TrainConfig(
         **{"output_dir": str(folder), "tracker": "none", "validate_every": 1000, **defaults, **changes}
@@ -78,7 +78,8 @@ def make(folder: Path, dropout: float = 0.0, settings: dict | None = None, **cha
     torch.manual_seed(0)
     objective = Regression()
     objective.dropout.p = dropout
-    return Trainer(objective, Points(), config, cpu=True, settings=settings and {"train": config, **settings})
+    settings = settings and {"train": config, **settings}
+    return Trainer(objective, Points(), config, cpu=True, settings=settings, workers=workers)
 
 
 def stop_after(trainer: Trainer, step: int) -> Trainer:
@@ -182,9 +183,17 @@ def test_resume_repeats_the_uninterrupted_run(tmp_path, whole):
 
 
 def test_a_signal_stops_after_the_step_and_loses_nothing(tmp_path, whole, capsys):
-    first = make(tmp_path / "parts", **EVERYTHING)
+    # And with processes that load data, which a terminal's ctrl-C or a scheduler's signal reaches too.
+    first = make(tmp_path / "parts", workers=1, **EVERYTHING)
     step = first.train_step
-    first.train_step = lambda batches: (os.kill(os.getpid(), signal.SIGTERM), step(batches))[1]
+
+    def interrupted(batches) -> dict[str, float]:
+        losses = step(batches)
+        for pid in (*(child.pid for child in multiprocessing.active_children()), os.getpid()):
+            os.kill(pid, signal.SIGTERM)
+        return losses
+
+    first.train_step = interrupted
     assert first.run() == 1
     assert "stopped at step 1: SIGTERM" in capsys.readouterr().out
     assert_same_end(whole, finish(make(tmp_path / "parts", **EVERYTHING)))
