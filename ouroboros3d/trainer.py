@@ -18,14 +18,15 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, gather_object
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object
 from diffusers.training_utils import EMAModel
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ouroboros3d.config import Config, TrainConfig
+from ouroboros3d.config import Config, TrainConfig, save_config
+from ouroboros3d.distributed import set_up_plugins
 from ouroboros3d.errors import ConfigError, TrainingError, UserError
 from ouroboros3d.files import atomic_path, check_writable_dir, staged
 from ouroboros3d.optimization import SpikeWatch, learning_rate_factor, make_optimizer
@@ -81,11 +82,13 @@ class Trainer:
             raise ConfigError("train.mixed_precision = 'fp16': needs a GPU; a CPU trains in fp32 or bf16")
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(config.mixed_precision, config.mixed_precision),
-            gradient_accumulation_steps=config.gradient_accumulation,
+            # Not the bare number, which `accelerate launch` would override from its own file.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation),
             log_with=None if config.tracker == "none" else config.tracker,
             project_config=ProjectConfiguration(project_dir=str(self.folder), logging_dir=str(self.folder)),
             cpu=cpu,  # said, or processes on CPUs would not find each other
         )
+        self.sharded = set_up_plugins(self.accelerator, config)
         self.global_batch = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
         if self.global_batch > len(dataset):
             raise TrainingError(
@@ -94,22 +97,21 @@ class Trainer:
                 f"set has {len(dataset)}: lower one of these"
             )
         self.stream = Stream(dataset, config.seed)
-        self.parameters = [p for p in objective.parameters() if p.requires_grad]
-        if not self.parameters:
+        trained = [p for p in objective.parameters() if p.requires_grad]
+        if not trained:
             raise ConfigError("objective: nothing is trained")
-        self.ema = (
-            EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
-            if config.ema_decay
-            else None
-        )
         self.clock: Stopwatch = getattr(objective, "clock", None) or Stopwatch()
-        self.objective, self.optimizer = self.accelerator.prepare(objective, make_optimizer(self.parameters, config))
+        optimizer = make_optimizer(trained, config)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]  # which sharding replaces
         self.step, self.seconds = 0, 0.0
         self._budget = parse_duration(config.time_budget)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer.optimizer, self._learning_rate_factor)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         self.accelerator.register_for_checkpointing(self.schedule)
-        if self.ema is not None:
-            self.ema.to(self.accelerator.device)
+        self.ema = None
+        if config.ema_decay:
+            self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+            self.ema.to(dtype=torch.float32)  # DeepSpeed's weights are half precision, too coarse to average
             self.accelerator.register_for_checkpointing(self.ema)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep)
         self.best: dict[str, Any] | None = None  # {"step", "metric", "value"} of the best validation
@@ -122,11 +124,13 @@ class Trainer:
         """Trains to `config.steps`, the time budget or a signal, saves, exports; returns the step reached."""
         config, main = self.config, self.accelerator.is_main_process
         self.resume()
+        if main:
+            save_config(self.settings, self.folder / "config.yaml")  # not before: a resume may refuse it
         self.log.start(self.step, self.seconds)
-        batches = iter(self.loader())
         bar = tqdm(total=config.steps, initial=self.step, disable=not main, desc=str(self.folder), unit="step")
         try:
             with bar, self._catch_signals():
+                batches = iter(self.loader())
                 while self.step < config.steps and not self._should_stop():
                     start = time.perf_counter()
                     self.log.add(self.train_step(batches))
@@ -142,7 +146,7 @@ class Trainer:
                         self.save()
             self.save()
             with self._ema_weights():
-                if main and self.export is not None:
+                if main and self.export is not None and not self.sharded:
                     self.export(self.folder / "export")
         finally:
             self.log.finish()
@@ -225,8 +229,9 @@ class Trainer:
         """Returns the norm before clipping, if there is one: fp16's scaler skips a step whose gradients overflow."""
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm)
         if norm is not None and not math.isfinite(norm):
+            scaled = self.accelerator.scaler is not None or self.config.mixed_precision == "fp16"  # or DeepSpeed's own
             self._skipped += 1
-            if self._skipped > (SKIPS if self.accelerator.scaler is not None else 0):
+            if self._skipped > (SKIPS if scaled else 0):
                 self._stop_before_update("the gradient is not finite", seen)
             return {}
         self._skipped = 0
@@ -269,7 +274,7 @@ class Trainer:
 
     def _validate(self) -> None:
         """Scores and pictures, by the main process. A new best one is exported to best/ and its checkpoint kept."""
-        if self.validate is None:
+        if self.validate is None or self.sharded:
             return
         improved = False
         if self.accelerator.is_main_process:
@@ -351,7 +356,9 @@ class Trainer:
         if self._agree({"step": self.step})["step"] != self.step:
             raise TrainingError(f"the processes see different checkpoints: {self.folder} must be on a shared disk")
         if self.accelerator.is_main_process:
-            self.checkpoints.set_aside(self.step)
+            aside = self.checkpoints.set_aside(self.step)
+            if aside:
+                print(f"{', '.join(path.name for path in aside)}: damaged or of an earlier start, and in nobody's way")
 
     def _load(self, folder: Path) -> bool:
         """The state in `folder`; False, and a line that says why, if it cannot be read."""

@@ -17,7 +17,7 @@ LAYERS = [
     {"models", "rendering", "data"},
     {"sampler"},
     {"objective"},
-    {"optimization", "run_log", "stream", "trainer_state"},
+    {"distributed", "optimization", "run_log", "stream", "trainer_state"},
     {"trainer", "visualize"},
     {"build"},  # the composition root
     {"evaluation", "inference", "parity", "plan"},
@@ -82,7 +82,8 @@ def test_models_and_rendering_never_import_each_other():
 
 
 def test_the_trainer_knows_no_network():
-    allowed = {"config", "errors", "files", "timing", "optimization", "run_log", "stream", "trainer_state"}
+    allowed = {"config", "errors", "files", "timing"}
+    allowed |= {"distributed", "optimization", "run_log", "stream", "trainer_state"}
     assert imported_layers(PACKAGE / "trainer.py") <= allowed
 
 
