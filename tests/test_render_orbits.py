@@ -176,24 +176,31 @@ def test_runs_repeat_and_skip_what_is_finished(assets, tmp_path, monkeypatch):
 
 
 def test_a_killed_run_leaves_nothing_half_done_and_continues(tmp_path, monkeypatch):
-    arguments = ("--procedural", 5, *QUICK, "--size", 32)
+    arguments = ("--procedural", 4, *QUICK)
     assert run(monkeypatch, *arguments, "--out", tmp_path / "whole") == 0
     out = tmp_path / "killed"
     monkeypatch.setattr(sys, "argv", ["render_orbits", *map(str, arguments), "--out", str(out)])
 
+    original = Image.Image.save
+
+    def save(image, path, *args, **kwargs):
+        if "procedural_000002" in str(path) and "0007" in str(path):
+            os.killpg(0, signal.SIGKILL)  # this worker and its parent
+        original(image, path, *args, **kwargs)
+
     def work():
-        os.setpgid(0, 0)  # its workers die with it
+        os.setpgid(0, 0)
         render_orbits.main()
 
+    monkeypatch.setattr(Image.Image, "save", save)
     process = get_context("fork").Process(target=work)
     process.start()
-    end = time.time() + 60
-    while not list(out.glob("procedural_000001_0")) and time.time() < end:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
     process.join()
-    complete = [p for p in out.iterdir() if p.name.startswith("procedural")]
-    assert 2 <= len(complete) < 5 and all(len(list(p.iterdir())) == 17 for p in complete)
+    monkeypatch.setattr(Image.Image, "save", original)
+    assert process.exitcode == -signal.SIGKILL and len(list(out.glob(".tmp-*"))) == 1
+    complete = sorted(p for p in out.iterdir() if p.name.startswith("procedural"))
+    assert [p.name for p in complete] == ["procedural_000000_0", "procedural_000001_0"]
+    assert all(len(list(p.iterdir())) == 17 for p in complete)
     for hidden in out.glob(".tmp-*"):
         os.utime(hidden, (0, 0))  # as if an hour had passed
     stamps = {p: (p / "meta.json").stat().st_mtime_ns for p in complete}
