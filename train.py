@@ -23,7 +23,7 @@ from ouroboros3d.build import (
     compile_networks,
 )
 from ouroboros3d.checkpoint import save_checkpoint
-from ouroboros3d.config import load_config, save_config
+from ouroboros3d.config import load_config
 from ouroboros3d.errors import UserError
 from ouroboros3d.evaluation import Validation
 from ouroboros3d.plan import describe
@@ -67,7 +67,6 @@ def main(arguments: list[str]) -> None:
     check_renderer(config, trainer.accelerator.device)
     models.to(trainer.accelerator.device)
     trainer.validate = Validation(models, config, held_out, trainer.accelerator.device)
-    save_config(config, trainer.folder / "config.yaml")
     trainer.run()
 
 

@@ -333,7 +333,8 @@ def as_kwargs(config: Any) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.structured(config))
 
 
-def save_config(config: Config, path: str | Path) -> None:
+def save_config(config: Config | dict, path: str | Path) -> None:
+    """As YAML with every key; `config` is one, or a dictionary of parts of one."""
     Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ouroboros3d.config import Config, save_config
 from ouroboros3d.errors import TrainingError
 
 # A change of these makes it another run: the saved weights would not fit, or the samples would be others.
@@ -41,10 +42,10 @@ class Checkpoints:
         self.discard()
         self.temporary(step).mkdir(parents=True)
 
-    def commit(self, step: int, state: dict, config: Any) -> None:
+    def commit(self, step: int, state: dict, config: Config | dict) -> None:
         """Adds the trainer's own state and gives the folder its name."""
         temporary, path = self.temporary(step), self.path(step)
-        (temporary / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        save_config(config, temporary / "config.yaml")
         (temporary / "trainer.json").write_text(json.dumps(state))
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)

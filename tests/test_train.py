@@ -100,6 +100,8 @@ def test_a_run_leaves_everything_a_user_looks_for(joint):
     losses, validation = rows(joint, "train"), rows(joint, "validation")
     assert [row["step"] for row in losses] == [1, 2, 3, 4]
     assert {"diffusion", "reconstruction", "total", "gradient_norm", "learning_rate"} <= set(losses[0])
+    parts = ("data", "encode", "unet", "decode", "reconstruct", "render", "backward", "optimizer")
+    assert {"samples_per_second", "memory_gib", *(f"seconds_{part}" for part in parts)} <= set(losses[0])
     assert {"views_psnr", "render_psnr", "delta_psnr", "lgm_unseen_psnr"} <= set(validation[0])
 
 
@@ -151,6 +153,31 @@ def test_an_export_is_a_checkpoint_that_training_starts_from(joint, setting):
     )  # fmt: skip
     exported, again = (load_file(run / "export" / "recon_model.safetensors") for run in (joint, out))
     assert all(torch.allclose(exported[k].float(), again[k].float(), atol=1e-3) for k in exported)
+
+
+def test_the_best_is_an_export_with_its_scores(joint):
+    scores = json.loads((joint / "best" / "validation.json").read_text())
+    assert scores["step"] == 4 and scores["render_psnr"] == rows(joint, "validation")[0]["render_psnr"]
+    best, last = (load_file(joint / name / "recon_model.safetensors") for name in ("best", "export"))
+    assert best.keys() == last.keys() and all(torch.equal(best[k], last[k]) for k in best)  # step 4 is the last too
+
+
+def test_a_run_of_another_configuration_is_not_resumed_and_not_touched(joint, setting, capsys):
+    from train import cli
+
+    before = (joint / "config.yaml").read_text()
+    arguments = [
+        "--config",
+        str(setting / "tiny.yaml"),
+        "--device",
+        "cpu",
+        f"train.output_dir={joint}",
+        "train.steps=5",
+    ]
+    assert cli([*arguments, "train.seed=5", "model.lgm.time_channels=16"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "of another configuration: model.lgm.time_channels 8 -> 16, train.seed 0 -> 5; set these back" in last
+    assert (joint / "config.yaml").read_text() == before
 
 
 @pytest.mark.parametrize(
