@@ -194,7 +194,7 @@ class TurntableConfig:
 
 @dataclass
 class DataConfig:
-    root: str = "data/orbits"
+    root: str = "data/orbits"  # a folder of orbits, or of the shards that scripts/make_shards.py makes of one
     train: str = "train.txt"
     val: str = "val.txt"
     background: str = "white"  # white | black | grey | random: a colour a training example (elsewhere white)

@@ -7,7 +7,7 @@ An example is 8 views of an orbit. --rate is what one GPU trains on, in examples
 step); every GPU's process has workers of its own, so what counts is how many of them there are cores for. --links N
 reads a list of N ids, symbolic links in a temporary folder to the orbits of ROOT in turn: what a large set costs to
 open. The orbits come in random order and soon lie in the system's file cache: decoding is timed, not the disk.
-The verdict goes by images a second of processor time, which other work on the machine changes little.
+The verdict goes by the last line's images a second of processor time, which other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -126,7 +126,6 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)  # as in a worker
 
     source = linked(options.root, options.list, options.links) if options.links else None
-    best = 0.0
     with source or nullcontext(options.root) as root:
         count = len(read_ids(root / options.list))
         print(
@@ -135,12 +134,11 @@ def main(arguments: list[str]) -> None:
         print("  ".join(FIELDS), flush=True)
         for workers in options.workers:
             speed = measure(options, root, workers)
-            best = max(best, speed.images_per_cpu)
             cells = (f"{workers}", f"{speed.images:.0f}", f"{speed.images_per_cpu:.0f}", f"{speed.opened:.2f} s")
             cells += (f"{speed.taken:.0f} MB", f"{speed.first:.2f} s", f"{speed.own:.0f} MB" if workers else "-")
             print("  ".join(cell.rjust(len(field)) for cell, field in zip(cells, FIELDS, strict=True)), flush=True)
     if options.rate:
-        print(verdict(options.rate, options.gpus, best, options.cores))
+        print(verdict(options.rate, options.gpus, speed.images_per_cpu, options.cores))
 
 
 def cli(arguments: list[str]) -> int:

@@ -295,16 +295,18 @@ def test_what_meta_json_must_hold(root, kind, message):
         OrbitDataset(root, size=SIZE)[0]
 
 
-@pytest.fixture
-def damaged_root(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def damaged_root(tmp_path_factory) -> Path:
     """Ten orbits; of 2 a frame is cut, 3 has no meta.json, 9 is not there."""
+    root = tmp_path_factory.mktemp("damaged")
     for k in range(9):
-        write_orbit(tmp_path / f"object_{k}", elevation=3.0 * k)
-    (tmp_path / "train.txt").write_text("".join(f"object_{k}\n" for k in range(10)))
-    picture = tmp_path / "object_2" / "render_0005.webp"
+        write_orbit(root / f"object_{k}", elevation=3.0 * k)
+    (root / "train.txt").write_text("".join(f"object_{k}\n" for k in range(10)))
+    (root / "val.txt").write_text("object_0\nobject_2\n")
+    picture = root / "object_2" / "render_0005.webp"
     picture.write_bytes(picture.read_bytes()[:40])
-    (tmp_path / "object_3" / "meta.json").unlink()
-    return tmp_path
+    (root / "object_3" / "meta.json").unlink()
+    return root
 
 
 def same(one: dict, two: dict) -> bool:
@@ -432,8 +434,6 @@ class TestBuild:
 
     @pytest.fixture
     def config(self, make_config, damaged_root):
-        (damaged_root / "val.txt").write_text("object_0\nobject_2\n")
-
         def make(**data) -> Config:
             return make_config(
                 {"data": {"root": str(damaged_root), "max_damaged": 0.3, "workers": 0} | data}, lean=True
