@@ -297,9 +297,12 @@ class Baselines:
 
     def __init__(self, config: Config, objects: int = 2000, averaged: int = 100) -> None:
         """Looks at up to `objects` training orbits for the nearest and `averaged` for the mean, spread evenly over
-        the training list, each from its frame 0. Raises DataError."""
+        the training list, each from its frame 0. A list with an absolute path is that of another set, whose orbits
+        lie beside it. Raises DataError."""
         self.background = torch.tensor(BACKGROUNDS[config.data.background])
-        data = replace(config.data, val=config.data.train, cache="none")
+        path = Path(config.data.train)
+        root = str(path.parent) if path.is_absolute() else config.data.root
+        data = replace(config.data, root=root, val=path.name if path.is_absolute() else config.data.train, cache="none")
         self._training = build_dataset(replace(config, data=data), "val")
         single = build_dataset(replace(config, data=data, cameras=replace(config.cameras, num_views=1)), "val")
         self._index = spread_evenly(range(len(single)), objects)

@@ -239,6 +239,12 @@ class TestBaselines:
         errors = [(v[0] - truth[0]).square().mean() for v in views]  # at 32 pixels, as the thumbnails
         torch.testing.assert_close(made["nearest"], views[int(np.argmin(errors))])
 
+    def test_a_training_set_elsewhere(self, config, dataset, root, tmp_path):
+        elsewhere = replace(config.data, root=str(tmp_path), train=str(root / "orbits" / "train.txt"))
+        example = load_example(dataset, 0)
+        own, other = Baselines(config)(example), Baselines(replace(config, data=elsewhere))(example)
+        assert all(torch.equal(own[name], other[name]) for name in own)
+
     def test_a_training_object_is_its_own_nearest_only_from_another_object_s_view(self, baselines, config):
         training = build_dataset(replace(config, data=replace(config.data, val="train.txt")), "val")
         made = baselines(load_example(training, 0))
@@ -448,7 +454,7 @@ class TestScript:
 
     def test_without_a_folder_it_prints_alone(self, script, capsys, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
-        assert script("--objects", 1, "--no_baselines") == 0
+        assert script("--objects", 1, "--no_baselines", "--dtype", "bf16") == 0
         printed = capsys.readouterr().out
         assert "1 objects of test.txt" in printed and "3D, novel" in printed and "LPIPS is absent" in printed
         assert not list(tmp_path.iterdir())
