@@ -253,6 +253,7 @@ def bad_assets(folder: Path) -> dict[str, tuple[str, str]]:
         "line.obj": ("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "nothing is to be seen"),
         "nan.obj": (triangle.replace("v 1 0", "v nan 0"), "not a finite number"),
         "text.glb": ("this is no glb", "cannot be read"),
+        "range.off": ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", "outside the range"),
         "endless.obj": (triangle.replace("v 1 0", "v 1e200 0"), "too large"),
         "many.obj": (triangle + "f 1 2 3\n" * 10, "more than the limit of 8"),
         "model.fbx": ("Kaydara", "--backend blender"),
@@ -285,6 +286,15 @@ def test_an_asset_that_is_gone_fails_alone(assets, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert run(monkeypatch, "--assets", tmp_path / "assets.csv", "--out", out, *QUICK) == 0
     assert "no such file" in (out / "failures.txt").read_text() and (out / "test.txt").read_text() == "box_0\n"
+
+
+def test_whatever_a_reader_trips_over_is_one_failure(tmp_path, monkeypatch):
+    def trip(asset, settings):
+        raise ZeroDivisionError("an odd file")
+
+    monkeypatch.setitem(render.BACKENDS, "light", trip)
+    outcome = render.render_asset(Asset("x", "train", tmp_path / "x.obj"), render.Settings(tmp_path))
+    assert outcome.failure == f"{tmp_path / 'x.obj'}: ZeroDivisionError: an odd file"
 
 
 def crash_on_b(asset: Asset) -> render.Outcome:

@@ -237,8 +237,13 @@ def render_asset(
                 if finish:
                     finish(folder, opened)
             views += FRAMES
-    except (AssetError, MemoryError) as error:
-        return Outcome(asset, " ".join(str(error).split()) or "not enough memory")
+    except UserError:
+        raise
+    except MemoryError:
+        return Outcome(asset, f"{asset.source or asset.id}: not enough memory")
+    except Exception as error:  # files can be wrong in more ways than their readers know
+        reason = str(error) if isinstance(error, AssetError) else f"{asset.path}: {type(error).__name__}: {error}"
+        return Outcome(asset, " ".join(reason.split()))
     seconds, processor = time.perf_counter() - begin, time.process_time() - busy
     return Outcome(asset, None, opened.meta["warnings"], views, seconds, processor)
 
