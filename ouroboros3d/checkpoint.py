@@ -235,6 +235,19 @@ def load_unet(path: str | Path, unet) -> None:
     fit_state(unet, from_release_names(read_state(path), unet.config.adapter.res_blocks), path)
 
 
+def load_trained(path: str | Path, models) -> None:
+    """The trained networks of a training checkpoint (objective.Objective's state) into `build.Models`, strictly."""
+    state = read_state(path)
+    networks = {"unet": models.unet, "lgm": models.lgm}
+    for name, network in networks.items():
+        prefix = f"trained.{name}."
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if own:
+            fit_state(network, own, path)
+    if not any(key.startswith(tuple(f"trained.{name}." for name in networks)) for key in state):
+        raise CheckpointError(f"{path}: not the weights of a training checkpoint; weights of a folder go to --ckpt")
+
+
 def load_lgm(path: str | Path, lgm: nn.Module) -> None:
     """Public LGM weights: the time embedding's keys, and only those, may be missing; they keep their zero output."""
     fit_state(lgm, read_state(path), path, may_miss=r"^unet\.(time_embed\.|.*\.emb_layers\.)")

@@ -18,6 +18,7 @@ from ouroboros3d.checkpoint import (
     fit_state,
     from_release_names,
     load_checkpoint,
+    load_trained,
     read_state,
     save_checkpoint,
     save_diffusers,
@@ -126,6 +127,18 @@ class TestRoundTrip:
         index = json.loads((tmp_path / "new" / "model_index.json").read_text())
         folders = {path.name for path in (tmp_path / "new").iterdir() if path.is_dir()}
         assert folders == {name for name in index if not name.startswith("_")}
+
+    def test_a_training_checkpoint(self, release, make_models, tmp_path):
+        networks = {"unet": release.unet, "lgm": release.lgm}
+        state = {f"trained.{n}.{k}": v for n, network in networks.items() for k, v in network.state_dict().items()}
+        write_state(state, tmp_path / "model.safetensors")
+        other = make_models(seed=1)
+        load_trained(tmp_path / "model.safetensors", other)
+        assert_same(release.unet, other.unet)
+        assert_same(release.lgm, other.lgm)
+        write_state(release.lgm.state_dict(), tmp_path / "lgm.safetensors")
+        with pytest.raises(CheckpointError, match="not the weights of a training checkpoint"):
+            load_trained(tmp_path / "lgm.safetensors", other)
 
     def test_diffusers_layout_without_a_part(self, release, make_config, tmp_path):
         save_diffusers(tmp_path, release, euler_schedule(make_config().sampler.scheduler, 3), torch.float16)
