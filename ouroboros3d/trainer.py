@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -330,8 +331,10 @@ class Trainer:
             if main:
                 self.checkpoints.commit(self.step, self._state(), self.settings)
         except Exception as error:  # a full disk has a name of its own in torch, safetensors and the system
-            self.checkpoints.discard()
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if shutil.disk_usage(self.folder).free < 2**24:
+                reason = "the disk is full"
+            self.checkpoints.discard()
             raise TrainingError(
                 f"cannot save {self.checkpoints.path(self.step)} ({reason}); the checkpoints before it are whole: "
                 "make room and resume with the same command"
