@@ -68,8 +68,9 @@ def table(config: Config, processes: int) -> str:
         memory = total({})
         saved = total({"optimizer": "adamw_8bit"}).optimizer - memory.optimizer
         cells = [memory.weights, memory.frozen, memory.gradients, memory.optimizer, memory.activations, memory.total]
-        numbers = [f"{x / GIB:.1f}" for x in cells] + [f"{saved / GIB:+.1f}"]
-        numbers.append("none" if strategy == "fsdp2" else f"{total({'ema_decay': 0.99}).ema / GIB:+.1f}")
+        numbers = [f"{x / GIB:.1f}" for x in cells]
+        extras = [f"{saved / GIB:+.1f}", f"{total({'ema_decay': 0.99}).ema / GIB:+.1f}"]
+        numbers += ["none", "none"] if strategy == "fsdp2" else extras  # distributed.py refuses both
         where = [NAMES[strategy], precision, "yes" if checkpointing else "no"]
         lines.append(f"| {' | '.join([*where, *numbers])} |")
     return "\n".join(lines)
