@@ -14,7 +14,7 @@ from ouroboros3d.config import Config, save_config
 from ouroboros3d.errors import TrainingError
 
 # A change of these makes it another run: the saved weights would not fit, or the samples would be others.
-FIXED = ("model.", "cameras.num_views", "objective.diffusion", "train.seed", "train.optimizer")
+FIXED = ("model.", "cameras.num_views", "objective.diffusion", "objective.freeze", "train.seed", "train.optimizer")
 FREE = ("model.pretrained.", "model.conventions.")  # ... but not of these, though they begin like one above
 
 
