@@ -16,6 +16,11 @@ width, with nothing cut. --backend light (plain wheels: trimesh and embreex) cas
 with textures but without reflections; --backend blender (the bpy wheel, see ouroboros3d/data/blender.py) uses
 Cycles, for real data. Both share cameras, normalisation and files, and repeat by --seed.
 
+A missing texture leaves the material's plain colour and a line in warnings.txt and meta.json. Failures are files that
+cannot be read, no triangles or more than --max-faces, vertices that are no numbers, nothing to be seen, and renderers
+that crash. Huge coordinates are normalised in float64; Blender keeps files in float32, in which a small object
+far from its file's origin is coarse.
+
 Finished orbits are skipped and an orbit's folder appears when it is complete, so the command can be stopped and
 repeated. For a job array give every job --shard i/n (i from 0), the same --out, and then run the command once
 without --shard: it tries again what failed and writes the lists. Exit status: 0, or 2 if nothing could be rendered,
