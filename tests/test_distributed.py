@@ -1,7 +1,10 @@
-"""The accelerate configs are valid and what plugins cannot do is refused. Neither DeepSpeed nor FSDP2 runs here."""
+"""The accelerate configs are valid, and what plugins cannot do is refused. No trainer under DeepSpeed or FSDP2 here."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,6 +48,20 @@ def test_the_classes_that_fsdp2_wraps_are_there():
     )
     for name in names.split(","):
         assert any(hasattr(home, name) for home in homes), name
+
+
+def test_sharded_over_two_processes_the_objective_has_the_same_loss_and_gradients():
+    """torch's FSDP2 on CPUs, the blocks being those of the config; the trainer around it needs GPUs."""
+    root = CONFIGS.parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    wrapped = load_config_from_file(str(CONFIGS / "fsdp2.yaml")).fsdp_config["fsdp_transformer_layer_cls_to_wrap"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(root / "tests" / "fsdp2_objective.py"), wrapped]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    numbers = next(line for line in result.stdout.splitlines() if line.startswith("RESULT")).split()[1:]
+    whole, sharded, difference = map(float, numbers)
+    assert sharded == pytest.approx(whole, rel=1e-5) and difference < 1e-4
 
 
 def test_deepspeed_is_told_the_runs_batch():
