@@ -505,11 +505,11 @@ class TestRandomBackground:
         objective = build_objective(make_models(config), config)
         data = build_dataset(config, "train")
         batch = objective.collate([data[0], data[1]])
-        seen = []
+        seen, build_renderers = [], objective.renderer
 
-        def renderer(gaussians: Gaussians, cameras: Cameras, size: int, background=(1.0, 1.0, 1.0)) -> Rendering:
+        def renderer(gaussians: Gaussians, cameras: Cameras, size: int, **own) -> Rendering:
             empty = replace(gaussians, opacities=torch.zeros_like(gaussians.opacities))
-            seen.append(render(empty, cameras, size, background))
+            seen.append(build_renderers(empty, cameras, size, **own))
             return seen[-1]
 
         objective.renderer = renderer
