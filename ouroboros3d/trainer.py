@@ -140,6 +140,8 @@ class Trainer:
                     bar.update()
                     if self.step % config.log_every == 0:
                         rate = self.schedule.get_last_lr()[0]
+                        if self._budget:  # the time left that the bar shows is the budget's
+                            bar.total = min(config.steps, int(self.step * max(self._budget / self.seconds, 1)))
                         self.log.train(self.step, self.seconds, rate, self.global_batch, bar)
                     if self.step % config.validate_every == 0:
                         self._validate()
