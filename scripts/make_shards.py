@@ -67,15 +67,16 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder of orbits")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lists", nargs="+", help="default: those of train.txt, val.txt and test.txt that are there")
+    parser.add_argument("--lists", nargs="+", help="default: train.txt, val.txt, test.txt, those that have ids")
     parser.add_argument("--per_shard", type=int, default=256, help="orbits in a shard (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 is this one (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.per_shard < 1:
         raise UserError(f"--per_shard {options.per_shard}: must be at least 1")
-    lists = options.lists or [n for n in ("train.txt", "val.txt", "test.txt") if (options.root / n).is_file()]
+    there = [path for path in map(options.root.joinpath, ("train.txt", "val.txt", "test.txt")) if path.is_file()]
+    lists = options.lists or [path.name for path in there if path.stat().st_size]  # a set may have no split
     if not lists:
-        raise DataError(f"{options.root}: has no train.txt, val.txt or test.txt; name its lists with --lists")
+        raise DataError(f"{options.root}: has no ids in train.txt, val.txt or test.txt; name its lists with --lists")
     tasks = list(plan(options.root, options.out, lists, options.per_shard))
     check_writable_dir(options.out)
     others = sorted(path.name for path in set(options.out.glob("*.tar")) - {task.path for task in tasks})

@@ -31,6 +31,7 @@ def folders(tmp_path_factory) -> Path:
     picture.write_bytes(picture.read_bytes()[:50])
     (root / "train.txt").write_text("\n".join(IDS[:4] + IDS[5:]))
     (root / "val.txt").write_text("e f\na\n")
+    (root / "test.txt").write_text("")  # as render_orbits.py leaves it where there is no such split
     return root
 
 
@@ -137,7 +138,7 @@ def test_bad_input(folders, shards, tmp_path, capsys, monkeypatch):
 
     out = ["--out", tmp_path / "new"]
     assert "no such folder" in complaint(tmp_path / "nowhere", *out, "--lists", "train.txt")
-    assert "has no train.txt, val.txt or test.txt" in complaint(tmp_path, *out)
+    assert "has no ids in train.txt, val.txt or test.txt" in complaint(tmp_path, *out)
     assert "--per_shard 0: must be at least 1" in complaint(folders, *out, "--per_shard", 0)
     (tmp_path / "file").write_text("")
     assert "file is no folder" in complaint(folders, "--out", tmp_path / "file")
