@@ -45,9 +45,7 @@ PHOTOS = [
 ]
 
 
-def photo(
-    caster: Raycaster, pose: np.ndarray, wall: tuple, floor: tuple, size: int, samples: int
-) -> np.ndarray:
+def photo(caster: Raycaster, pose: np.ndarray, wall: tuple, floor: tuple, size: int, samples: int) -> np.ndarray:
     """The object on a plank floor before a wall, with a soft shadow: [size, size, 3] uint8."""
     rng = np.random.default_rng(0)
     fine = size * samples
