@@ -17,7 +17,12 @@ from tqdm.auto import tqdm
 from ouroboros3d.config import TrainConfig
 from ouroboros3d.errors import TrainingError
 from ouroboros3d.files import OutputError, atomic_path, check_writable_dir
+from ouroboros3d.statistics import spread_evenly
 from ouroboros3d.timing import Stopwatch
+from ouroboros3d.visualize import save_image, save_video
+
+FPS = 12  # of videos
+TRACKED = 8
 
 
 class RunLog:
@@ -55,7 +60,7 @@ class RunLog:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             way_out = "set WANDB_MODE=offline to log to files, or " if name == "wandb" else ""
             raise TrainingError(f"train.tracker = {name}: {reason} Or {way_out}set train.tracker=none") from error
-        if not self.accelerator.trackers:  # one that is not installed is left out without a word
+        if not self.accelerator.log_with:  # one that is not installed is left out without a word, in every process
             raise TrainingError(f"train.tracker = {name}: is not installed: pip install {name}")
 
     def finish(self) -> None:
@@ -88,15 +93,22 @@ class RunLog:
         self._write("train", step, values)
         bar.set_postfix(loss=f"{values['total']:.4f}", refresh=False)
 
-    def validation(self, step: int, values: dict[str, float], pictures: dict[str, Image]) -> None:
+    def validation(self, step: int, values: dict[str, float], pictures: dict[str, Image | list[np.ndarray]]) -> None:
+        """Writes pictures as .png and videos (lists of frames, uint8 [H, W, 3]) as .mp4; a tracker is given
+        `TRACKED` of a video's frames."""
         self._write("validation", step, values)
         folder = check_writable_dir(self.folder / "validation")
         for name, picture in pictures.items():
-            with atomic_path(folder / f"{step:07d}_{name}.png") as path:
-                picture.save(path)
+            path = folder / f"{step:07d}_{name}"
+            if isinstance(picture, list):
+                save_video(f"{path}.mp4", picture, FPS)
+                shown = np.stack(spread_evenly(picture, TRACKED))
+            else:
+                save_image(f"{path}.png", picture)
+                shown = np.asarray(picture)[None]
             for tracker in self.accelerator.trackers:
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({f"validation/{name}": np.asarray(picture)[None]}, step=step, **layout)
+                tracker.log_images({f"validation/{name}": shown}, step=step, **layout)
 
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
         if not self.accelerator.is_main_process:
