@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import csv
 import difflib
-import hashlib
 import io
 import os
 import sys
@@ -36,6 +35,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ouroboros3d.data.assets import hash_position
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path, check_writable_dir
 
@@ -52,14 +52,9 @@ ATTRIBUTION_COLUMNS = ["id", "name", "creator", "licence", "licence_url", "sourc
 CHUNK = 25  # objects a process at a time, between two steps of the progress bar
 
 
-def position(text: str) -> float:
-    """A number in [0, 1) that depends on nothing but the text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
 def split_of(creator: str) -> str:
     """ "train", "val" or "test", by the creator's name."""
-    place = position(f"creator {creator}")
+    place = hash_position(f"creator {creator}")
     return "test" if place < TEST_SHARE else "val" if place < TEST_SHARE + VALIDATION_SHARE else "train"
 
 
@@ -87,7 +82,7 @@ def read_annotations(
                 raise UserError(f"LVIS has no category '{category}'; near: {near}")
             for uid in lvis[category]:
                 of_object[uid].append(category)
-        order = sorted(of_object, key=position)
+        order = sorted(of_object, key=hash_position)
         annotations = objaverse.load_annotations(order)
     except (OSError, EOFError) as error:  # the network's, or a file of which an earlier run left a half
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -37,7 +37,6 @@ Google Scanned Objects come as <name>/meshes/model.obj with their texture in <na
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import zlib
@@ -48,7 +47,7 @@ import numpy as np
 from PIL import Image
 from render_orbits import add_render_options, make_settings, run_script
 
-from ouroboros3d.data.assets import Asset, open_assets
+from ouroboros3d.data.assets import Asset, hash_position, open_assets
 from ouroboros3d.data.raycast import Raycaster, Surface
 from ouroboros3d.data.render import (
     FRAMES,
@@ -80,7 +79,7 @@ def choose(assets: list[Asset], count: int | None, ids: list[str] | None) -> lis
         return assets
     if count > len(assets):
         raise UserError(f"--objects {count}: there are only {len(assets)}; choose fewer or give the whole set")
-    return sorted(assets, key=lambda asset: hashlib.sha256(asset.id.encode()).hexdigest())[:count]
+    return sorted(assets, key=lambda asset: hash_position(asset.id))[:count]
 
 
 def protocol_orbit(asset: Asset, _settings: Settings, azimuth: float, elevation: float) -> list[Orbit]:

@@ -11,6 +11,9 @@ path and maybe split, paths relative to the file; get_furniture.py writes one), 
 and zip files are paths with _ between their parts. glb, gltf, obj, ply and stl are read by both backends, off by
 light alone, fbx by blender alone; of a glTF file its default scene is rendered, or the first if it names none.
 
+Where no splits are given, --val-share of the objects, chosen by a hash of their ids, go to val.txt, the others to
+train.txt.
+
 Every object is centred by its bounding box and scaled so that the sphere around it fills --fill of the picture's
 width, with nothing cut. --backend light (plain wheels: trimesh and embreex) casts rays under a soft sky, two-sided,
 with textures but without reflections; --backend blender (the bpy wheel, see ouroboros3d/data/blender.py) uses
@@ -120,6 +123,13 @@ def main() -> None:
     source.add_argument("--assets", type=Path, help="folder, zip, list or csv file (id, path, split)")
     source.add_argument("--procedural", type=int, metavar="N", help="render N random objects")
     parser.add_argument("--orbits", type=int, default=2, help="orbits per object (%(default)s)")
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        default=0.02,
+        metavar="SHARE",
+        help="of assets without splits, for val.txt; one at least of several, or 0 (%(default)s)",
+    )
     parser.add_argument("--split", choices=SPLITS, help="render this split only")
     parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="render every N-th object, from number I")
     parser.add_argument("--seed", type=int, default=0, help="of elevations, azimuths, noise and procedural objects")
@@ -127,12 +137,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.seed < 0 or (args.procedural is not None and args.procedural < 1):
         parser.error("--seed must not be negative, --procedural must be at least 1")
+    if not 0 <= args.val_share < 1:
+        parser.error("--val-share must be a share from 0 up to but not including 1")
     settings = make_settings(parser, args, orbits=args.orbits, seed=args.seed)
     if args.procedural and args.backend != "light":
         parser.error("--procedural objects are for --backend light")
     listed = nullcontext(procedural_assets(args.procedural)) if args.procedural else open_assets(args.assets)
     with listed as assets:
-        chosen = [a for a in assets if args.split in (None, a.split)][: args.limit]
+        chosen = [a for a in assets if args.split in (None, a.split or "train")][: args.limit]
         shard = ""
         if args.shard:
             chosen = chosen[args.shard[0] :: args.shard[1]]
@@ -146,7 +158,7 @@ def main() -> None:
         return
     for report in (*settings.out.glob("failures.*-of-*.txt"), *settings.out.glob("warnings.*-of-*.txt")):
         report.unlink()
-    print(f"{settings.out}: orbits {write_lists(assets, settings)}")
+    print(f"{settings.out}: orbits {write_lists(assets, settings, args.val_share)}")
 
 
 def run_script(main: Callable[[], None]) -> int:

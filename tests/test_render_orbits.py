@@ -5,6 +5,7 @@ import errno
 import importlib.util
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("embreex")
 
 from ouroboros3d.data import render  # noqa: E402
-from ouroboros3d.data.assets import Asset, missing_textures, open_assets, safe_unzip  # noqa: E402
+from ouroboros3d.data.assets import Asset, hold_out, missing_textures, open_assets, safe_unzip  # noqa: E402
 from ouroboros3d.data.orbits import OrbitDataset, read_meta, read_rgba  # noqa: E402
 from ouroboros3d.data.polygons import clip_ears  # noqa: E402
 from ouroboros3d.data.procedural import random_object  # noqa: E402
@@ -185,18 +186,20 @@ def test_a_killed_run_leaves_nothing_half_done_and_continues(tmp_path, monkeypat
 
     def save(image, path, *args, **kwargs):
         if "procedural_000002" in str(path) and "0007" in str(path):
-            os.killpg(0, signal.SIGKILL)  # this worker and its parent
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)  # its worker must not outlive it
         original(image, path, *args, **kwargs)
 
-    def work():
-        os.setpgid(0, 0)
-        render_orbits.main()
-
     monkeypatch.setattr(Image.Image, "save", save)
-    process = get_context("fork").Process(target=work)
+    process = get_context("fork").Process(target=render_orbits.main)
+    alive, held = os.pipe()
     process.start()
+    os.close(held)  # so that the run and its workers alone have it
     process.join()
+    ended, _, _ = select.select([alive], [], [], 20)
+    os.close(alive)
     monkeypatch.setattr(Image.Image, "save", original)
+    assert ended
     assert process.exitcode == -signal.SIGKILL and len(list(out.glob(".tmp-*"))) == 1
     complete = sorted(p for p in out.iterdir() if p.name.startswith("procedural"))
     assert [p.name for p in complete] == ["procedural_000000_0", "procedural_000001_0"]
@@ -451,6 +454,32 @@ def test_lists_and_zip_files_name_the_same_assets_as_folders(assets, tmp_path):
             ("box", "test", "set/sub dir/box.obj"),
             ("chair", "test", "chair.glb"),
         ]
+
+
+def test_assets_without_splits_get_a_validation_list(assets, tmp_path, monkeypatch):
+    folder, out = tmp_path / "mine", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.obj", "b.obj", "c.obj", "d.obj"):
+        (folder / name).write_text(SQUARE + "f 1 2 3\n")
+    (folder / "d.obj").write_text("")  # by its hash it would come first
+    assert run(monkeypatch, "--assets", folder, "--out", out, *QUICK) == 0
+    lists = {name: (out / f"{name}.txt").read_text().split() for name in ("train", "val", "test")}
+    assert lists == {"train": ["a_0", "b_0"], "val": ["c_0"], "test": []}
+    assert OrbitDataset(out, "val.txt", size=16)[0]["id"] == "c_0"
+    assert run(monkeypatch, "--assets", folder, "--out", out, *QUICK, "--val-share", 0) == 0
+    assert len((out / "train.txt").read_text().split()) == 3
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--assets", folder, "--out", out, *QUICK, "--val-share", 1)
+
+
+def test_the_share_that_is_held_out():
+    many = [Asset(f"object {i}", "", None) for i in range(2000)]
+    few, more = ({a.id for a in hold_out(many, share) if a.split == "val"} for share in (0.02, 0.1))
+    assert 20 < len(few) < 60 and 150 < len(more) < 250 and few < more
+    assert {a.id for a in hold_out(many[::-1], 0.02) if a.split == "val"} == few
+    assert few & {a.id for a in many[:1000]} == {a.id for a in hold_out(many[:1000], 0.02) if a.split == "val"}
+    assert [a.split for a in hold_out([Asset("a", "", None), Asset("b", "test", None)], 0.5)] == ["train", "test"]
+    assert [a.split for a in hold_out(many[:1], 0.5)] == ["train"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import tempfile
@@ -10,7 +11,7 @@ import urllib.parse
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,8 +32,8 @@ class AssetError(Exception):
 class Asset:
     """Something to render.
 
-    id: names its folders; path: a mesh file, or None for the procedural object number `number`; source: how the list
-    calls the file, free of the machine's folders.
+    id: names its folders; split: one of SPLITS, or empty if its list says none; path: a mesh file, or None for the
+    procedural object number `number`; source: how the list calls the file, free of the machine's folders.
     """
 
     id: str
@@ -43,12 +44,12 @@ class Asset:
 
 
 @contextmanager
-def open_assets(path: Path, split: str = "train") -> Iterator[list[Asset]]:
+def open_assets(path: Path, split: str = "") -> Iterator[list[Asset]]:
     """Yields the assets of `path`, sorted as it lists them; their files are there until the block ends.
 
     path: a folder of meshes, searched with its subfolders; a zip file of such a folder (also .sh3f), unpacked to a
     temporary place; a .csv file with the columns id, path and maybe split; or any other text file with one path a
-    line (# starts a comment). Paths are relative to their list. split: of what the list gives none.
+    line (# starts a comment). Paths are relative to their list. split: of what the list gives none (see `hold_out`).
 
     An id is the path below the folder with _ between its parts, or the file's name in a list; for
     <name>/meshes/model.obj, the layout of Google Scanned Objects, it is <name>.
@@ -57,31 +58,49 @@ def open_assets(path: Path, split: str = "train") -> Iterator[list[Asset]]:
     with ExitStack() as stack:
         try:
             if path.is_dir():
-                assets = _in_folder(path, split)
+                assets = _in_folder(path)
             elif path.suffix.lower() in ZIP_SUFFIXES:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="assets-")))
                 safe_unzip(path, folder)
-                assets = _in_folder(folder, split)
+                assets = _in_folder(folder)
             else:
-                assets = _in_csv(path, split) if path.suffix.lower() == ".csv" else _in_list(path, split)
+                assets = _in_csv(path) if path.suffix.lower() == ".csv" else _in_list(path)
         except (OSError, UnicodeDecodeError, csv.Error, zipfile.BadZipFile, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(f"{path}: cannot be read ({reason}); give a folder, zip, list or csv file") from error
-        yield _checked(path, assets)
+        yield _checked(path, [replace(asset, split=asset.split or split) for asset in assets])
 
 
-def _in_folder(folder: Path, split: str) -> list[Asset]:
+def hash_position(text: str) -> float:
+    """A number in [0, 1) that depends on nothing but the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def hold_out(assets: list[Asset], share: float) -> list[Asset]:
+    """The same assets, each with a split.
+
+    If none has one, `share` of them (by hash_position, and one at least of several; 0: none) are for validation. All
+    others without a split are for training.
+    """
+    held_out = set()
+    if share and len(assets) > 1 and not any(asset.split for asset in assets):
+        places = {asset.id: hash_position(asset.id) for asset in assets}
+        held_out = {min(places, key=places.get), *(name for name, place in places.items() if place < share)}
+    return [replace(a, split=a.split or ("val" if a.id in held_out else "train")) for a in assets]
+
+
+def _in_folder(folder: Path) -> list[Asset]:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MESH_SUFFIXES and p.is_file())
     names = [p.relative_to(folder) for p in files]
     hidden = [any(part.startswith((".", "__MACOSX")) for part in name.parts) for name in names]
     return [
-        Asset(_asset_id(name), split, path, source=name.as_posix())
+        Asset(_asset_id(name), "", path, source=name.as_posix())
         for path, name, skip in zip(files, names, hidden, strict=True)
         if not skip
     ]
 
 
-def _in_csv(path: Path, split: str) -> list[Asset]:
+def _in_csv(path: Path) -> list[Asset]:
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
@@ -90,16 +109,16 @@ def _in_csv(path: Path, split: str) -> list[Asset]:
     if any(row["path"] is None for row in rows):
         raise UserError(f"{path}: a row is shorter than the header")
     return [
-        Asset(r["id"], r.get("split") or split, path.parent / r["path"], source=_source(Path(r["path"]))) for r in rows
+        Asset(r["id"], r.get("split") or "", path.parent / r["path"], source=_source(Path(r["path"]))) for r in rows
     ]
 
 
-def _in_list(path: Path, split: str) -> list[Asset]:
+def _in_list(path: Path) -> list[Asset]:
     lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     names = [Path(line) for line in lines if line]
     parts = [Path(*name.parts[-3:]) if _is_scanned(name) else Path(name.name) for name in names]
     return [
-        Asset(_asset_id(part), split, path.parent / name, source=_source(name))
+        Asset(_asset_id(part), "", path.parent / name, source=_source(name))
         for name, part in zip(names, parts, strict=True)
     ]
 
@@ -122,7 +141,7 @@ def _checked(path: Path, assets: list[Asset]) -> list[Asset]:
         raise UserError(f"{path}: no assets; it needs files like {', '.join(MESH_SUFFIXES)} or rows that name some")
     seen = {}
     for asset in assets:
-        if asset.split not in SPLITS:
+        if asset.split not in ("", *SPLITS):
             raise UserError(f"{path}: '{asset.id}' has split '{asset.split}', not {', '.join(SPLITS)}")
         if not re.fullmatch(r"[^\s./\\][^\s/\\]*", asset.id or ""):
             raise UserError(f"{path}: '{asset.id}' is no name for a folder; use letters, digits, . _ + -")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +32,7 @@ from ouroboros3d import __version__
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path, check_writable_dir, staged
 
-from .assets import SPLITS, Asset, AssetError, missing_textures
+from .assets import SPLITS, Asset, AssetError, hold_out, missing_textures
 from .blender import BlenderScene
 from .procedural import random_object
 from .raycast import DISTANCE, FOV_DEGREES, OBJECT_RADIUS, Raycaster, Surface, load_surface, orbit_pose
@@ -37,7 +40,7 @@ from .raycast import DISTANCE, FOV_DEGREES, OBJECT_RADIUS, Raycaster, Surface, l
 FRAMES = 16
 ELEVATIONS = (-5.0, 30.0)
 MAX_FACES = 5_000_000  # 3 GB of memory a worker, with light and without textures
-FILL = float(np.tan(np.arcsin(OBJECT_RADIUS / DISTANCE)) / np.tan(np.radians(FOV_DEGREES / 2)))  # 0.833
+FILL = float(np.tan(np.arcsin(OBJECT_RADIUS / DISTANCE)) / np.tan(np.radians(FOV_DEGREES / 2)))  # 0.832
 STALE = 3600  # seconds without a new file, after which a hidden folder belongs to a killed run
 
 
@@ -280,7 +283,7 @@ def run_all(work: Callable[[Asset], Outcome], assets: list[Asset], workers: int)
 
 
 def _pooled(work: Callable, assets: Iterable[Asset], workers: int, done: set[str]) -> Iterator[Outcome]:
-    with ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_the_parent) as pool:
+    with ProcessPoolExecutor(workers, initializer=_follow_the_parent) as pool:
         try:
             futures: list[Future[Outcome]] = [pool.submit(work, asset) for asset in assets]
             for future in as_completed(futures):
@@ -291,8 +294,15 @@ def _pooled(work: Callable, assets: Iterable[Asset], workers: int, done: set[str
             pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _follow_the_parent() -> None:
+    """Interrupts are the parent's; and where it was killed, its processes would wait for work for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        connection.wait([parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def prepare_out(settings: Settings, **more: Any) -> None:
@@ -320,12 +330,18 @@ def prepare_out(settings: Settings, **more: Any) -> None:
             temporary.write_text(json.dumps(now, indent=1) + "\n")
 
 
-def write_lists(assets: list[Asset], settings: Settings) -> dict[str, int]:
-    """Write train.txt, val.txt and test.txt, of all finished training orbits of these assets; returns their lengths."""
-    counts = {}
+def write_lists(assets: list[Asset], settings: Settings, val_share: float) -> dict[str, int]:
+    """Write train.txt, val.txt and test.txt, of all finished training orbits of these assets; returns their lengths.
+
+    val_share: see assets.hold_out.
+    """
+    counts, finished = {}, {}
+    for asset in assets:
+        names = [orbit.name for orbit in training_orbits(asset, settings)]
+        finished[asset.id] = [name for name in names if is_finished(settings.out / name)]
+    rendered = hold_out([asset for asset in assets if finished[asset.id]], val_share)
     for split in SPLITS:
-        orbits = [orbit for a in assets if a.split == split for orbit in training_orbits(a, settings)]
-        names = [orbit.name for orbit in orbits if is_finished(settings.out / orbit.name)]
+        names = [name for asset in rendered if asset.split == split for name in finished[asset.id]]
         counts[split] = len(names)
         write_lines(settings.out / f"{split}.txt", names)
     return counts
