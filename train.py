@@ -25,9 +25,9 @@ from ouroboros3d.build import (
 from ouroboros3d.checkpoint import save_checkpoint
 from ouroboros3d.config import load_config
 from ouroboros3d.errors import UserError
-from ouroboros3d.evaluation import Validation
 from ouroboros3d.plan import describe
 from ouroboros3d.trainer import Trainer
+from ouroboros3d.validation import Validation
 
 
 def main(arguments: list[str]) -> None:

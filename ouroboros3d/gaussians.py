@@ -47,6 +47,10 @@ class Gaussians:
         """[B, N, 14], the inverse of `from_tensor`."""
         return torch.cat([self.means, self.opacities[..., None], self.scales, self.quats, self.rgb], dim=-1)
 
+    def scene(self, index: int) -> Gaussians:
+        """One scene of the batch, B = 1, float32."""
+        return Gaussians.from_tensor(self.to_tensor()[index : index + 1].float())
+
     def covariances(self) -> Tensor:
         """[B, N, 3, 3] R S S^T R^T (3DGS eq. 6) with R the polynomial of the *raw* quaternion.
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ouroboros3d.config import ConfigError
+
+SOLID = 0.5  # alpha of a silhouette, and opacity of a Gaussian that counts as surface
+VISIBLE = 0.1  # a picture without alpha shows the object where a channel differs by more from the background
+Lpips = Callable[[Tensor, Tensor], Tensor]
 
 
 def psnr(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -69,7 +74,38 @@ def point_scores(points: Tensor, surface: Tensor, thresholds: tuple[float, ...] 
     return scores
 
 
-def make_lpips(reduce: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
+def score_images(
+    made: Tensor, truth: Tensor, alpha: Tensor | None = None, shape: Tensor | None = None, lpips: Lpips | None = None
+) -> dict[str, Tensor]:
+    """Metric -> [B], each the mean over views of its value in each picture.
+
+    made, truth [B, V, 3, H, W] in [0, 1]; alpha [B, V, 1, H, W] the truth's (without it there is no foreground PSNR
+    and no IoU); shape [B, V, 1, H, W] boolean, the silhouette of `made`; lpips [N, 3, H, W] twice -> [N].
+    A view in which the object cannot be seen has no foreground PSNR.
+    """
+    views = made.shape[:2]
+    made, truth = made.flatten(0, 1), truth.flatten(0, 1)
+    values = {"psnr": psnr(made, truth)}
+    if alpha is not None:
+        solid = alpha.flatten(0, 1) > SOLID
+        foreground = psnr(made, truth, solid)
+        values["psnr_foreground"] = foreground.masked_fill(~solid.flatten(1).any(1), math.nan)
+    values["ssim"] = ssim(made, truth)
+    if lpips is not None:
+        values["lpips"] = lpips(made, truth)
+    values["gradient_distance"] = gradient_distance(made, truth)
+    if alpha is not None and shape is not None:
+        values["iou"] = iou(shape.flatten(0, 1), solid)
+    return {name: value.unflatten(0, views).nanmean(1) for name, value in values.items()}
+
+
+def picture_silhouette(images: Tensor, background: Sequence[float]) -> Tensor:
+    """Where pictures [..., 3, H, W] in [0, 1] show something other than the background: boolean [..., 1, H, W]."""
+    colour = images.new_tensor(background)[:, None, None]
+    return ((images - colour).abs() > VISIBLE).any(-3, keepdim=True)
+
+
+def make_lpips(reduce: bool = True) -> Lpips:
     """LPIPS (VGG) of two [N, 3, H, W] in [0, 1], mean over N or with `reduce=False` [N]; frozen, differentiable in
     the first.
 

@@ -21,7 +21,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object
 from diffusers.training_utils import EMAModel
-from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -57,8 +56,8 @@ class TrainingObjective(Protocol):
 
 
 class Trainer:
-    """Trains `objective` on `dataset` as `config` says; `validate()` returns metrics and pictures by name,
-    `export(folder)` writes the weights for use. Both see the EMA weights where there are any.
+    """Trains `objective` on `dataset` as `config` says; `validate()` returns metrics and pictures by name (see
+    RunLog.validation), `export(folder)` writes the weights for use. Both see the EMA weights where there are any.
 
     `settings`, the whole configuration, is kept in the checkpoints to compare with at a resume; `workers` processes
     load data. Raises ConfigError or TrainingError where this cannot be trained.
@@ -69,7 +68,7 @@ class Trainer:
         objective: nn.Module,
         dataset: Dataset,
         config: TrainConfig,
-        validate: Callable[[], tuple[dict[str, float], dict[str, Image]]] | None = None,
+        validate: Callable[[], tuple[dict[str, float], dict[str, Any]]] | None = None,
         export: Callable[[Path], None] | None = None,
         cpu: bool = False,
         settings: Config | None = None,

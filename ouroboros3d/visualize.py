@@ -177,6 +177,25 @@ def labelled_grid(
     return table
 
 
+def views_table(rows: Sequence[tuple[str, Sequence[Tensor | None]]]) -> Image.Image:
+    """`labelled_grid` of views [3, H, W] in their own size, at most 128 pixels."""
+    size = next(image for _, images in rows for image in images if image is not None).shape[-1]
+    return labelled_grid(rows, [f"view {v}" for v in range(len(rows[0][1]))], cell=min(size, 128))
+
+
+def stacked(entries: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Pictures below each other, each under its heading."""
+    line = 22
+    width = max(picture.width for _, picture in entries)
+    sheet = Image.new("RGB", (width, sum(picture.height + line for _, picture in entries)), "white")
+    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(14), 0
+    for text, picture in entries:
+        draw.text((4, top + line // 2), text, fill="black", font=font, anchor="lm")
+        sheet.paste(picture, (0, top + line))
+        top += picture.height + line
+    return sheet
+
+
 @dataclass(frozen=True)
 class StepImages:
     """One step of the recursion, as `steps_picture` shows it. `small` before keeping many."""

@@ -18,27 +18,16 @@ from conftest import LEAN, SMALL, TEXTBOOK
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ouroboros3d import evaluation
 from ouroboros3d.build import build_dataset, build_models, build_sampler
 from ouroboros3d.cameras import Cameras, intrinsics_from_fov, orbit_poses
 from ouroboros3d.checkpoint import save_checkpoint
 from ouroboros3d.config import load_config
 from ouroboros3d.errors import ConfigError, UserError
-from ouroboros3d.evaluation import (
-    Baselines,
-    Evaluator,
-    Options,
-    batch_size,
-    choose_orbits,
-    evaluate,
-    load_example,
-    noise_seed,
-    object_of,
-    picture_silhouette,
-    score_images,
-)
+from ouroboros3d.evaluation import Evaluator, Options, batch_size, choose_orbits, evaluate
+from ouroboros3d.examples import BASELINES, Baselines, load_example, noise_seed, object_of
 from ouroboros3d.gaussians import Gaussians
-from ouroboros3d.metrics import psnr
+from ouroboros3d.metrics import picture_silhouette, psnr, score_images
+from ouroboros3d.objective import OrbitBatch
 from ouroboros3d.rendering import render
 from ouroboros3d.sampler import last_step
 from ouroboros3d.scores import compare, read_rows
@@ -203,7 +192,7 @@ class TestExtraCameras:
         """The whole row, with the networks' Gaussians replaced by the true ones."""
         scene, to_model = scene_of(0), torch.linalg.inv(example.to_world).float()
         moved = replace(scene, means=scene.means @ to_model[:3, :3].T + to_model[:3, 3])
-        monkeypatch.setattr(evaluation, "scene", lambda gaussians, index: moved)
+        monkeypatch.setattr(Gaussians, "scene", lambda gaussians, index: moved)
         ((row, pictures),) = Evaluator(models, config, CPU)([example], seed=0)
         for where in ("all", "novel", "between", "other"):
             assert row[f"render_{where}_psnr"] > 38 and row[f"render_{where}_iou"] > 0.97, where
@@ -230,7 +219,7 @@ class TestBaselines:
     def test_what_they_show(self, baselines, dataset, config):
         example = load_example(dataset, 0)
         made, truth = baselines(example), example.targets["generated"].images
-        assert set(made) == set(evaluation.BASELINES)
+        assert set(made) == set(BASELINES)
         assert all(torch.equal(view, truth[0]) for view in made["repeat"])
         assert torch.equal(made["background"], torch.ones_like(truth))
         training = build_dataset(replace(config, data=replace(config.data, val="train.txt")), "val")
@@ -295,7 +284,7 @@ class TestNoiseAndBatches:
 class TestControls:
     def test_feedback_of_another_object_is_a_swap_in_a_pair(self, dataset, models, config, monkeypatch):
         another = replace(config, sampler=replace(config.sampler, feedback_of="another"))
-        batch = evaluation.OrbitBatch.collate([dataset[0], dataset[2]])
+        batch = OrbitBatch.collate([dataset[0], dataset[2]])
         seen, encode = [], models.unet.encode_feedback
         monkeypatch.setattr(models.unet, "encode_feedback", lambda maps: seen.append(maps) or encode(maps))
 
@@ -415,7 +404,7 @@ class TestScript:
         header = list(rows[0])
         assert header[:5] == ["object", "id", "seed", "elevation", "other_elevation"]
         for subject in ("views_all", "views_novel", "render_all", "render_novel", "render_between", "render_other",
-                        "clean_novel", "clean_between", "clean_other", "delta", *evaluation.BASELINES):  # fmt: skip
+                        "clean_novel", "clean_between", "clean_other", "delta", *BASELINES):  # fmt: skip
             for metric in ("psnr", "psnr_foreground", "ssim", "gradient_distance", "iou"):
                 assert f"{subject}_{metric}" in header
         assert {"agreement_psnr", "chamfer", "fscore_0.02", "fscore_0.05"} <= set(header)

@@ -15,12 +15,13 @@ LAYERS = [
     {"geometry"},
     {"interfaces"},
     {"models", "rendering", "data"},
-    {"sampler"},
+    {"sampler", "visualize"},
     {"objective"},
     {"distributed", "optimization", "run_log", "stream", "trainer_state"},
-    {"trainer", "visualize"},
+    {"trainer"},
     {"build"},  # the composition root
-    {"evaluation", "inference", "parity", "plan"},
+    {"examples", "inference", "parity", "plan", "results"},
+    {"evaluation", "validation"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

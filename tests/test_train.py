@@ -15,6 +15,7 @@ from conftest import LEAN, SMALL
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from ouroboros3d.build import compile_networks
@@ -93,8 +94,11 @@ def joint(setting) -> Path:
 
 def test_a_run_leaves_everything_a_user_looks_for(joint):
     assert (joint / "config.yaml").is_file()
-    assert sorted(p.name for p in (joint / "validation").iterdir()) == ["0000004_lgm.png", "0000004_loop.png"]
-    assert list(joint.glob("**/events.out.tfevents*"))
+    names = [f"0000004_{name}" for name in ("lgm.png", "lgm_turntable.mp4", "loop.png", "loop_turntable.mp4")]
+    assert sorted(p.name for p in (joint / "validation").iterdir()) == names
+    logged = EventAccumulator(str(next(joint.glob("**/events.out.tfevents*")).parent)).Reload().Tags()
+    assert {"validation/lgm", "validation/lgm_turntable", "validation/loop_turntable"} <= set(logged["images"])
+    assert {"train/total", "validation/render_psnr"} <= set(logged["scalars"])
     for name in ("mv_model_unet", "recon_model", "vae", "image_encoder"):
         assert find_weights(joint / "export", name), name
     losses, validation = rows(joint, "train"), rows(joint, "validation")
@@ -125,7 +129,7 @@ def test_an_interrupted_joint_run_resumes_exactly(joint, setting):
 
 
 def test_two_processes_equal_one(setting):
-    common = ["train.steps=2", "train.validate_every=9", "train.ema_decay=0", "train.tracker=none"]
+    common = ["train.steps=2", "train.validate_every=9", "train.ema_decay=0"]  # tensorboard too
     one = train(setting, "one", "train.batch_size=1", "train.gradient_accumulation=2", *common)
     out = setting / "two"
     command = [

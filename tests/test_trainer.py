@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
@@ -568,7 +569,10 @@ def test_wandb_offline_and_without_a_key(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     wandb.teardown()
     trainer = make(tmp_path / "offline", tracker="wandb", validate_every=6)
-    trainer.validate = lambda: ({"score": 1.0}, {"grid": Image.new("RGB", (4, 4))})
+    video = [np.full((4, 4, 3), 9 * k, np.uint8) for k in range(12)]
+    trainer.validate = lambda: ({"score": 1.0}, {"grid": Image.new("RGB", (4, 4)), "turn": video})
     trainer.run()
     assert list((tmp_path / "offline" / "wandb").glob("offline-run-*/*.wandb"))
-    assert list((tmp_path / "offline" / "wandb").glob("offline-run-*/files/media/images/validation/grid*.png"))
+    (images,) = (tmp_path / "offline" / "wandb").glob("offline-run-*/files/media/images/validation")
+    assert len(list(images.glob("grid*.png"))) == 1 and len(list(images.glob("turn*.png"))) == 8
+    assert (tmp_path / "offline" / "validation" / "0000006_turn.mp4").stat().st_size > 0
