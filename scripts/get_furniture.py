@@ -32,7 +32,7 @@ from multiprocessing import Pool
 from pathlib import Path
 
 from ouroboros3d.data.assets import safe_unzip
-from ouroboros3d.files import atomic_path, check_writable_dir
+from ouroboros3d.files import check_writable_dir, write_csv
 
 PACKAGE = "sweethome3d-furniture"
 SPLIT_FILE = Path(__file__).with_name("furniture_split.csv")
@@ -266,13 +266,6 @@ def choose(models: Path, workers: int) -> list[dict[str, str]]:
         ),
         key=lambda row: row["id"],
     )
-
-
-def write_csv(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def select(out: Path) -> tuple[list[dict[str, str]], int]:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import difflib
 import io
 import os
@@ -37,7 +36,7 @@ from tqdm import tqdm
 
 from ouroboros3d.data.assets import hash_position
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path, check_writable_dir
+from ouroboros3d.files import check_writable_dir, write_csv, write_lines
 
 # What Objaverse calls a licence: its name and address.
 LICENCES = {
@@ -144,13 +143,6 @@ def _load(objaverse: ModuleType, uids: list[str], processes: int) -> dict[str, s
             return error
 
 
-def write_csv(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the models and lists")
@@ -172,8 +164,7 @@ def main(arguments: list[str]) -> int:
     write_csv(out / "attribution.csv", ATTRIBUTION_COLUMNS, rows)
     (out / "failures.txt").unlink(missing_ok=True)
     if failures:
-        with atomic_path(out / "failures.txt") as temporary:
-            temporary.write_text("".join(f"{uid}\t{reason}\n" for uid, reason in failures.items()), encoding="utf-8")
+        write_lines(out / "failures.txt", (f"{uid}\t{reason}" for uid, reason in failures.items()))
     counts = {split: sum(row["split"] == split for row in rows) for split in ("train", "val", "test")}
     print(f"{len(rows)} objects {counts}: {out / 'assets.csv'}; credits: {out / 'attribution.csv'}")
     if failures:

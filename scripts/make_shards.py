@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ouroboros3d.data.orbit_files import DataError, read_ids, some
 from ouroboros3d.data.shards import Entry, is_current, scan_shard, write_index, write_shard
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import OutputError, atomic_path, check_writable_dir
+from ouroboros3d.files import OutputError, check_writable_dir, write_lines
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,10 @@ def run(tasks: list[Task], workers: int) -> list[Entry]:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder of orbits")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lists", nargs="+", help="default: train.txt, val.txt, test.txt, those that have ids")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument(
+        "--lists", nargs="+", metavar="FILE", help="in ROOT; default: train.txt, val.txt, test.txt, those that have ids"
+    )
     parser.add_argument("--per_shard", type=int, default=256, help="orbits in a shard (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 is this one (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -85,8 +87,7 @@ def main(arguments: list[str]) -> int:
 
     entries = run(tasks, options.workers)
     for name in lists:
-        with atomic_path(options.out / Path(name).name) as path:
-            path.write_text("".join(f"{i}\n" for i in read_ids(options.root / name)), encoding="utf-8")
+        write_lines(options.out / Path(name).name, read_ids(options.root / name))
     write_index(options.out, entries)
     print(f"{options.out}: {len(entries)} orbits in {len(tasks)} shards, {sum(e.length for e in entries) / 1e9:.2f} GB")
     packed = {entry.id for entry in entries}

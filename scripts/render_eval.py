@@ -58,10 +58,9 @@ from ouroboros3d.data.render import (
     prepare_out,
     render_asset,
     render_set,
-    write_lines,
 )
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path
+from ouroboros3d.files import atomic_path, write_lines
 
 POINTS = 16384
 DIRECTIONS = 64

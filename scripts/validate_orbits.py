@@ -18,7 +18,6 @@ colour) is named and stays good unless --drop-degenerate says otherwise.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -43,7 +42,7 @@ from ouroboros3d.data.validate import (
     read_picture,
 )
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path, check_writable_dir
+from ouroboros3d.files import check_writable_dir, write_csv, write_lines
 from ouroboros3d.visualize import save_image
 
 LISTS = ("train.txt", "val.txt", "test.txt")  # held-out ones last
@@ -102,21 +101,15 @@ def chosen_for_sheet(reports: list[OrbitReport], count: int) -> list[OrbitReport
     return chosen
 
 
-def write_lines(path: Path, lines: list[str]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
 def write_report(path: Path, reports: list[OrbitReport], lists: dict[str, list[str]]) -> None:
     """One row an orbit; several problems are separated by " | "."""
     of_lists = {name: set(ids) for name, ids in lists.items()}
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["id", "lists", *list(asdict(OrbitReport("")))[1:]], lineterminator="\n")
-        writer.writeheader()
-        for report in reports:
-            row = {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(report).items()}
-            row |= {key: " | ".join(row[key]) for key in ("problems", "degenerate")}
-            writer.writerow(row | {"lists": " ".join(name for name, ids in of_lists.items() if report.id in ids)})
+    rows = []
+    for report in reports:
+        row = {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(report).items()}
+        row |= {key: " | ".join(row[key]) for key in ("problems", "degenerate")}
+        rows.append(row | {"lists": " ".join(name for name, ids in of_lists.items() if report.id in ids)})
+    write_csv(path, ["id", "lists", *list(asdict(OrbitReport("")))[1:]], rows)
 
 
 def kinds_of(texts: list[str]) -> dict[str, int]:
@@ -205,7 +198,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder of the orbits and lists")
     parser.add_argument("--out", type=Path, help="folder for the results (default: ROOT/validation)")
-    parser.add_argument("--lists", nargs="+", metavar="FILE", help=f"in ROOT (default: those there of {LISTS})")
+    parser.add_argument("--lists", nargs="+", metavar="FILE", help=f"in ROOT (default: those of {', '.join(LISTS)})")
     parser.add_argument("--frames", type=int, default=16, help="views an orbit (default: %(default)s)")
     parser.add_argument("--size", type=int, help="pixels a side that pictures must have (default: what most have)")
     parser.add_argument("--drop-degenerate", action="store_true", help="count degenerate orbits as bad")
@@ -225,9 +218,14 @@ def main(arguments: list[str]) -> int:
     return 0 if validate(parse_arguments(arguments)) else 1
 
 
-if __name__ == "__main__":
+def cli(arguments: list[str]) -> int:
+    """`main`, with a user's error as one line on stderr and exit status 2."""
     try:
-        sys.exit(main(sys.argv[1:]))
+        return main(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(cli(sys.argv[1:]))

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ouroboros3d import __version__
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path, check_writable_dir, staged
+from ouroboros3d.files import atomic_path, check_writable_dir, staged, write_lines
 
 from .assets import SPLITS, Asset, AssetError, hold_out, missing_textures
 from .blender import BlenderScene
@@ -345,12 +345,6 @@ def write_lists(assets: list[Asset], settings: Settings, val_share: float) -> di
         counts[split] = len(names)
         write_lines(settings.out / f"{split}.txt", names)
     return counts
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """One a line, all or nothing; raises OutputError."""
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def write_report(path: Path, lines: list[str]) -> None:
