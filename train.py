@@ -13,6 +13,7 @@ import argparse
 import sys
 
 import torch
+from accelerate.utils import set_seed
 
 from ouroboros3d.build import (
     build_dataset,
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> None:
         if problems:
             raise UserError(f"this run would not start: {'; '.join(problems)}")
         return
-    torch.manual_seed(config.train.seed)
+    set_seed(config.train.seed)  # of Python, numpy and torch, all of which checkpoints hold
 
     dataset, held_out = build_dataset(config, "train"), build_dataset(config, "val")
     check_split(dataset, held_out, config)

@@ -323,6 +323,7 @@ class Trainer:
         if self._saved_step == self.step:
             return
         main = self.accelerator.is_main_process
+        self.accelerator.step = 0  # micro-batches since the start of this process, which say nothing
         try:
             if main:
                 self.checkpoints.begin(self.step)

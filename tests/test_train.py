@@ -126,6 +126,10 @@ def test_an_interrupted_joint_run_resumes_exactly(joint, setting):
     whole, resumed = weights(joint), weights(parts)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     assert [r["total"] for r in rows(joint, "train")] == [r["total"] for r in rows(parts, "train")]
+    one, other = (sorted((run / "checkpoints" / "step_00000004").iterdir()) for run in (joint, parts))
+    files = {a.name: a.read_bytes() == b.read_bytes() for a, b in zip(one, other, strict=True)}
+    assert files.pop("config.yaml") is False and files.pop("trainer.json") is False  # the folder's name, the seconds
+    assert "random_states_0.pkl" in files and all(files.values()), files
 
 
 def test_two_processes_equal_one(setting):
