@@ -25,7 +25,7 @@ from ouroboros3d.build import (
 )
 from ouroboros3d.checkpoint import save_checkpoint
 from ouroboros3d.config import load_config
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, command
 from ouroboros3d.plan import describe
 from ouroboros3d.trainer import Trainer
 from ouroboros3d.validation import Validation
@@ -71,14 +71,7 @@ def main(arguments: list[str]) -> None:
     trainer.run()
 
 
-def cli(arguments: list[str]) -> int:
-    """`main`, with a user's error as one line on stderr and exit status 2."""
-    try:
-        main(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+cli = command(main)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
-"""What the user can put right."""
+"""What the user can put right, and how entry scripts say it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -11,3 +17,17 @@ class ConfigError(UserError, ValueError):
 
 class TrainingError(UserError, RuntimeError):
     """Training cannot go on; the message is one line for the user."""
+
+
+def command(main: Callable[..., int | None]) -> Callable[..., int]:
+    """`main` as a command: returns its exit status (None is 0), or 2 after a UserError, which is one line on stderr."""
+
+    @functools.wraps(main)
+    def cli(*arguments, **options) -> int:
+        try:
+            return main(*arguments, **options) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return cli

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 
 from ouroboros3d.checkpoint import find_weights
 from ouroboros3d.config import load_config, split_overrides
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, command
 from ouroboros3d.evaluation import batch_size
 from ouroboros3d.files import atomic_path, check_writable_dir
 from ouroboros3d.scores import Row as Score
@@ -352,14 +352,7 @@ def protocol(options: argparse.Namespace) -> str:
     )
 
 
-def cli(arguments: list[str], run: Run | None = None) -> int:
-    """`main`, with a user's error as one line on stderr and exit status 2."""
-    try:
-        main(arguments, run)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+cli = command(main)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ouroboros3d.data.orbits import OrbitDataset, read_ids
 from ouroboros3d.data.shards import INDEX
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, command
 from ouroboros3d.objective import OrbitBatch
 
 FIELDS = ("workers", "images/s", "images/CPU s", "opened in", "takes", "first batch", "a worker's own")
@@ -141,14 +141,7 @@ def main(arguments: list[str]) -> None:
         print(verdict(options.rate, options.gpus, speed.images_per_cpu, options.cores))
 
 
-def cli(arguments: list[str]) -> int:
-    """`main`, with a user's error as one line on stderr and exit status 2."""
-    try:
-        main(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+cli = command(main)
 
 
 if __name__ == "__main__":

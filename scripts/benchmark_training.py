@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from ouroboros3d.build import build_dataset, build_models, build_objective, compile_networks
 from ouroboros3d.config import Config, PretrainedConfig, load_config
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import command
 from ouroboros3d.run_log import peak_memory
 from ouroboros3d.timing import Stopwatch
 from ouroboros3d.trainer import Trainer
@@ -134,8 +134,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command(main)(sys.argv[1:]))

@@ -9,7 +9,8 @@ import sys
 
 import torch
 
-from ouroboros3d.config import ConfigError, PretrainedConfig, load_config
+from ouroboros3d.config import PretrainedConfig, load_config
+from ouroboros3d.errors import command
 
 
 def main(paths: list[str]) -> None:
@@ -37,8 +38,4 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:] or ["configs/small.yaml"])
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command(main)(sys.argv[1:] or ["configs/small.yaml"]))

@@ -20,7 +20,7 @@ from accelerate import PartialState
 
 from ouroboros3d.build import build_models, check_renderer
 from ouroboros3d.config import load_config, split_overrides
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, command
 from ouroboros3d.evaluation import Options, evaluate
 from ouroboros3d.files import atomic_path
 from ouroboros3d.inference import DTYPES, pick_device
@@ -89,14 +89,7 @@ def main(arguments: list[str]) -> None:
         print(f"\nin {options.out}: objects.csv, summary.json, settings.json, grid.png, pictures/")
 
 
-def cli(arguments: list[str]) -> int:
-    """`main`, with a user's error as one line on stderr and exit status 2."""
-    try:
-        main(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+cli = command(main)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ouroboros3d.build import build_models
 from ouroboros3d.checkpoint import load_trained, save_checkpoint, save_diffusers
 from ouroboros3d.config import load_config
 from ouroboros3d.diffusion import euler_schedule
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import command
 from ouroboros3d.files import check_writable_dir
 
 
@@ -52,8 +52,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command(main)(sys.argv[1:]))

@@ -35,7 +35,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ouroboros3d.data.assets import hash_position
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, command
 from ouroboros3d.files import check_writable_dir, write_csv, write_lines
 
 # What Objaverse calls a licence: its name and address.
@@ -173,8 +173,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command(main)(sys.argv[1:]))

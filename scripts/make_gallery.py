@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ouroboros3d.config import load_config
 from ouroboros3d.data.image import load_condition_image
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import command
 from ouroboros3d.inference import Pipeline, pictures_of
 from ouroboros3d.sampler import last_step
 from ouroboros3d.visualize import StepImages, labelled_grid, save_image, steps_picture, turntable_cameras
@@ -56,8 +56,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command(main)(sys.argv[1:]))

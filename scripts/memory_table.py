@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ouroboros3d.build import build_models, build_objective
 from ouroboros3d.config import Config, PretrainedConfig, load_config
-from ouroboros3d.errors import ConfigError, UserError
+from ouroboros3d.errors import ConfigError, command
 from ouroboros3d.optimization import make_optimizer
 from ouroboros3d.plan import GIB, STRATEGIES, activation_bytes, blank_batch, count_parameters, estimate_memory
 
@@ -101,8 +101,4 @@ def measure(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command(main)(sys.argv[1:]))

@@ -41,7 +41,7 @@ from ouroboros3d.data.validate import (
     read_list,
     read_picture,
 )
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import command
 from ouroboros3d.files import check_writable_dir, write_csv, write_lines
 from ouroboros3d.visualize import save_image
 
@@ -218,13 +218,7 @@ def main(arguments: list[str]) -> int:
     return 0 if validate(parse_arguments(arguments)) else 1
 
 
-def cli(arguments: list[str]) -> int:
-    """`main`, with a user's error as one line on stderr and exit status 2."""
-    try:
-        return main(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+cli = command(main)
 
 
 if __name__ == "__main__":
