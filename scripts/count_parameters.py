@@ -5,6 +5,7 @@ python scripts/count_parameters.py configs/small.yaml configs/baseline.yaml
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 import torch
@@ -13,10 +14,13 @@ from ouroboros3d.config import PretrainedConfig, load_config
 from ouroboros3d.errors import command
 
 
-def main(paths: list[str]) -> None:
-    from ouroboros3d.build import build_models
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", default=["configs/small.yaml"], help="YAML files (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    from ouroboros3d.build import build_models  # takes seconds, which --help should not
 
-    for path in paths:
+    for path in options.configs:
         config = load_config(path).model
         config.pretrained = PretrainedConfig()
         with torch.device("meta"):
@@ -38,4 +42,4 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main)(sys.argv[1:] or ["configs/small.yaml"]))
+    sys.exit(command(main)(sys.argv[1:]))

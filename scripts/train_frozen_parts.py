@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from ouroboros3d.build import build_dataset
 from ouroboros3d.checkpoint import fit_state, read_state, write_state
-from ouroboros3d.config import Config, ConfigError, load_config
-from ouroboros3d.data.orbits import DataError
+from ouroboros3d.config import Config, load_config
+from ouroboros3d.errors import command
 from ouroboros3d.metrics import psnr
 from ouroboros3d.models.svd import make_image_encoder, make_vae
 from ouroboros3d.objective import OrbitBatch
-from ouroboros3d.trainer import Trainer, TrainingError
+from ouroboros3d.trainer import Trainer
 from ouroboros3d.visualize import view_grid
 
 KL_WEIGHT = 1e-3  # per latent number: keeps latents centred and of about unit variance
@@ -177,8 +177,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ConfigError, DataError, TrainingError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command(main)(sys.argv[1:]))
