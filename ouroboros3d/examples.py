@@ -24,7 +24,6 @@ from ouroboros3d.data.orbits import BACKGROUNDS, DataError, OrbitDataset, read_m
 from ouroboros3d.scores import object_name
 from ouroboros3d.statistics import spread_evenly
 
-BASELINES = ("repeat", "nearest", "mean", "background")
 POINTS = 20_000  # at most, of either side of a Chamfer distance
 
 

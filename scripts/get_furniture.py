@@ -32,6 +32,7 @@ from multiprocessing import Pool
 from pathlib import Path
 
 from ouroboros3d.data.assets import safe_unzip
+from ouroboros3d.errors import UserError, command
 from ouroboros3d.files import check_writable_dir, write_csv
 
 PACKAGE = "sweethome3d-furniture"
@@ -280,7 +281,7 @@ def select(out: Path) -> tuple[list[dict[str, str]], int]:
     return rows, sum(len(read_catalogue(out / "models" / c)) for c in LICENCES)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the models and lists")
     parser.add_argument("--deb", type=Path, help=f"the {PACKAGE} package, if already downloaded")
@@ -298,13 +299,14 @@ def main(arguments: list[str]) -> int:
         write_csv(args.out / "assets.csv", ["id", "split", "path"], rows)
         write_csv(args.out / "attribution.csv", ATTRIBUTION_COLUMNS, rows)
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise UserError(str(error)) from error
     counts = {s: sum(r["split"] == s for r in rows) for s in ("train", "val", "test")}
     share = f"{len(rows)} of the catalogues' {available} models ({len(rows) / available:.0%})"
     print(f"{share}, {counts}: {args.out / 'assets.csv'}; credits: {args.out / 'attribution.csv'}")
-    return 0
+
+
+cli = command(main)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(cli(sys.argv[1:]))

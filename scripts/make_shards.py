@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ouroboros3d.data.orbit_files import DataError, read_ids, some
 from ouroboros3d.data.shards import Entry, is_current, scan_shard, write_index, write_shard
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, command
 from ouroboros3d.files import OutputError, check_writable_dir, write_lines
 
 
@@ -97,20 +97,7 @@ def main(arguments: list[str]) -> int:
     return 1 if missing else 0
 
 
-def cli(arguments: list[str]) -> int:
-    """`main`, with a user's error as one line on stderr and exit status 2."""
-    try:
-        return main(arguments)
-    except ModuleNotFoundError as error:
-        if error.name != "webdataset":
-            raise
-        print(
-            "error: shards are written by webdataset, which is not installed: pip install webdataset", file=sys.stderr
-        )
-        return 2
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+cli = command(main)
 
 
 if __name__ == "__main__":

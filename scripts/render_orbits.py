@@ -59,7 +59,7 @@ from ouroboros3d.data.render import (
     render_set,
     write_lists,
 )
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, command
 
 
 def procedural_assets(count: int) -> list[Asset]:
@@ -169,16 +169,12 @@ def run_script(main: Callable[[], None]) -> int:
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return command(main)()
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0
 
 
 if __name__ == "__main__":

@@ -24,13 +24,15 @@ from ouroboros3d.checkpoint import save_checkpoint
 from ouroboros3d.config import load_config
 from ouroboros3d.errors import ConfigError, UserError
 from ouroboros3d.evaluation import Evaluator, Options, batch_size, choose_orbits, evaluate
-from ouroboros3d.examples import BASELINES, Baselines, load_example, noise_seed, object_of
+from ouroboros3d.examples import Baselines, load_example, noise_seed, object_of
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.metrics import picture_silhouette, psnr, score_images
 from ouroboros3d.objective import OrbitBatch
 from ouroboros3d.rendering import render
 from ouroboros3d.sampler import last_step
 from ouroboros3d.scores import compare, read_rows
+
+BASELINES = ("repeat", "nearest", "mean", "background")
 
 ROOT = Path(__file__).parent.parent
 TO_Z_UP = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)

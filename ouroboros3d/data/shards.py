@@ -20,6 +20,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from ouroboros3d.data.orbit_files import RENDER_AGAIN, DamagedOrbit, DataError, Folder
+from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path
 
 INDEX = "shards.tsv"
@@ -153,7 +154,10 @@ def write_shard(path: Path, root: Path, ids: Sequence[str]) -> None:
 
     The same files give the same bytes. A folder that is not there is left out: as without shards, reading it is
     what complains. Raises OutputError, and DataError for a file that cannot be read."""
-    from webdataset import TarWriter
+    try:
+        from webdataset import TarWriter
+    except ModuleNotFoundError as error:
+        raise UserError("shards are written by webdataset, which is not installed: pip install webdataset") from error
 
     with (
         atomic_path(path) as temporary,
