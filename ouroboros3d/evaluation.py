@@ -56,7 +56,7 @@ class Evaluator:
         """A row, and its pictures [V, 3, H, W] in [0, 1] by name, of each example. Raises NumericalError."""
         batch = OrbitBatch.collate([example.item for example in examples]).to(self.device)
         noise = self.sampler.draw_noise([noise_seed(seed, name) for name in batch.ids], batch.images.shape[1])
-        step = last_step(self.sampler(batch.images[:, 0], batch.cameras, noise.to(self.device)))
+        step = last_step(self.sampler(batch.images[:, 0], batch.cameras, noise.to(self.device), every_step=False))
         clean = self.models.lgm(batch.images, batch.cameras, batch.images.new_zeros(()))
         views = (step.views.float() * 0.5 + 0.5).clamp(0, 1)
         return [

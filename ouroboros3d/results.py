@@ -42,7 +42,9 @@ class Store:
 
     def picture(self, row: Row, pictures: dict[str, Tensor]) -> None:
         if self.folder is not None:
-            save_image(self._picture_path(row), views_table([(name, list(views)) for name, views in pictures.items()]))
+            save_image(
+                picture_path(self.folder, row), views_table([(name, list(views)) for name, views in pictures.items()])
+            )
 
     def finish(self, state: PartialState, rows: list[Row]) -> None:
         """Everybody's rows in one table."""
@@ -54,22 +56,37 @@ class Store:
     def extremes(self, rows: list[Row], count: int) -> Image.Image | None:
         """The pictures of the objects with the best, median and worst 3D at novel cameras (PSNR), below each other;
         None if none of them has a picture."""
-        ranked = sorted((r for r in rows if self._picture_path(r).is_file()), key=lambda r: -r["render_novel_psnr"])
-        count = min(count, max(1, len(ranked) // 3))
-        middle = (len(ranked) - count + 1) // 2
-        parts = {"best": ranked[:count], "median": ranked[middle : middle + count], "worst": ranked[-count:]}
-        entries, seen = [], set()
-        for kind, group in parts.items():
-            for row in group:
-                if key(row) not in seen:
-                    seen.add(key(row))
-                    entries.append((f"{kind}: {row['object']}, 3D {row['render_novel_psnr']:.1f} dB", row))
-        return stacked([(text, Image.open(self._picture_path(row))) for text, row in entries]) if entries else None
-
-    def _picture_path(self, row: Row) -> Path:
-        return self.folder / "pictures" / f"{Path(str(row['id'])).name}_{row['seed']}.png"
+        entries = [
+            (
+                f"{kind}: {row['object']}, 3D {row['render_novel_psnr']:.1f} dB",
+                Image.open(picture_path(self.folder, row)),
+            )
+            for kind, row in extreme_rows([row for row in rows if picture_path(self.folder, row).is_file()], count)
+        ]
+        return stacked(entries) if entries else None
 
     def _tables(self) -> list[Path]:
         """The whole table first, then what an interrupted run of several processes has left."""
         whole = self.folder / "objects.csv"
         return [*([whole] if whole.is_file() else []), *sorted(self.folder.glob("part*.csv"))]
+
+
+PICTURES = ("truth", "views", "3D")  # the rows of an orbit's picture
+
+
+def picture_path(folder: Path, row: Row) -> Path:
+    """An orbit's picture in the folder of an evaluation."""
+    return folder / "pictures" / f"{Path(str(row['id'])).name}_{row['seed']}.png"
+
+
+def extreme_rows(rows: list[Row], count: int) -> list[tuple[str, Row]]:
+    """("best", "median" or "worst", row), up to `count` rows of each, by the 3D's PSNR at novel cameras, none twice."""
+    ranked = sorted(rows, key=lambda row: -row["render_novel_psnr"])
+    count = min(count, max(1, len(ranked) // 3))
+    middle = (len(ranked) - count + 1) // 2
+    parts = {"best": ranked[:count], "median": ranked[middle : middle + count], "worst": ranked[-count:]}
+    chosen: dict[tuple[str, int], tuple[str, Row]] = {}
+    for kind, group in parts.items():
+        for row in group:
+            chosen.setdefault(key(row), (kind, row))
+    return list(chosen.values())

@@ -106,9 +106,11 @@ class Sampler:
         return Noise.draw(seeds, views, size, latent, self.model.conventions.condition_latent == "sample")
 
     @torch.no_grad()
-    def __call__(self, image: Tensor, cameras: Cameras, noise: Noise) -> Iterator[SamplerStep]:
+    def __call__(self, image: Tensor, cameras: Cameras, noise: Noise, every_step: bool = True) -> Iterator[SamplerStep]:
         """image [B, 3, H, W] in [-1, 1] at `model.image_size`, cameras of B scenes with V views.
 
+        Without `every_step`, steps that feed nothing to the next one are neither decoded nor yielded; the last always
+        is. Its result is the same.
         Raises ValueError for shapes that do not fit and NumericalError naming the step and part with NaN.
         """
         self._check(image, cameras, noise)
@@ -118,12 +120,13 @@ class Sampler:
 
         # Everything that does not change over the steps: conditions, camera rays, guidance.
         with clock("condition", device):
-            context, condition = self._condition(image, noise)
-            noise_ids = torch.full((2 * len(image),), config.noise_augmentation, device=device)
-            ids = time_ids(self.unet.config.micro_conditions, noise_ids)
-            rays = self.unet.encode_cameras(cameras, noise.latents.shape[-1]).repeat(2)
-            lgm_rays = self.reconstructor.encode_cameras(cameras)
             scale = diffusion.guidance_ramp(*config.guidance, views, device)
+            halves = 2 if self._has_unconditional_half() else 1
+            context, condition = self._condition(image, noise, halves)
+            noise_ids = torch.full((halves * len(image),), config.noise_augmentation, device=device)
+            ids = time_ids(self.unet.config.micro_conditions, noise_ids)
+            rays = self.unet.encode_cameras(cameras, noise.latents.shape[-1]).repeat(halves)
+            lgm_rays = self.reconstructor.encode_cameras(cameras)
         scheduler = diffusion.euler_schedule(config.scheduler, config.steps, device)
         condition = condition[:, None].expand(-1, views, -1, -1, -1)
         x = noise.latents * scheduler.init_noise_sigma
@@ -136,17 +139,20 @@ class Sampler:
             sigma = scheduler.sigmas[i]
             with clock("unet", device):
                 if feedback is not None and self._receives(i):
-                    features = self.unet.encode_feedback(feedback).repeat(2)
+                    features = self.unet.encode_feedback(feedback).repeat(halves)
                 else:
                     if empty_features is None:
-                        empty_features = self.unet.encode_feedback(empty).repeat(2)
+                        empty_features = self.unet.encode_feedback(empty).repeat(halves)
                     features = empty_features
-                scaled = scheduler.scale_model_input(x, t).repeat(2, 1, 1, 1, 1)
+                scaled = scheduler.scale_model_input(x, t).repeat(halves, 1, 1, 1, 1)
                 sample = torch.cat([scaled, condition], dim=2).to(dtype)
                 v = self.unet(sample, t, context.to(dtype), ids, rays, features).float()
-                v = diffusion.guided(v, scale)
+                v = diffusion.guided(v, scale) if halves == 2 else v
                 step = scheduler.step(v, t, x)
                 x, x0 = step.prev_sample, step.pred_original_sample
+            if not (every_step or i == config.steps - 1 or self._receives(i + 1)):
+                _require_finite(x0, i, "latents")
+                continue
             with clock("decode", device):
                 decoded = self.svd.decode(x0)
             with clock("reconstruct", device):
@@ -167,11 +173,18 @@ class Sampler:
             return False
         return config.feedback_to is None or step < config.feedback_to
 
-    def _condition(self, image: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """(context [2B, 1, D], condition latent [2B, 4, h, w]), zeros for the unconditional half (quirk 11)."""
+    def _has_unconditional_half(self) -> bool:
+        """Whether the U-Net sees the batch twice. A guidance of 1 throughout is the conditional prediction itself,
+        except where the two halves share their contexts (quirk 2)."""
+        shared = self.model.conventions.temporal_context == "release"
+        return shared or any(weight != 1.0 for weight in self.config.guidance)
+
+    def _condition(self, image: Tensor, noise: Noise, halves: int) -> tuple[Tensor, Tensor]:
+        """(context [2B, 1, D], condition latent [2B, 4, h, w]), zeros for the unconditional half (quirk 11); with
+        one half the conditional rows alone."""
         embedding = self.svd.embed_image(image).float()
         latent = self.svd.encode(image + self.config.noise_augmentation * noise.image, noise.posterior).float()
-        return tuple(torch.cat([torch.zeros_like(c), c]) for c in (embedding, latent))
+        return tuple(torch.cat([torch.zeros_like(c)] * (halves - 1) + [c]) for c in (embedding, latent))
 
     def _check(self, image: Tensor, cameras: Cameras, noise: Noise) -> None:
         size, batch = self.model.image_size, cameras.batch_size

@@ -84,7 +84,7 @@ class Validation:
         sampler = build_sampler(self.models, self.config)
         seeds = [noise_seed(0, name) for name in batch.ids]
         noise = sampler.draw_noise(seeds, batch.images.shape[1]).to(self.device)
-        step = last_step(sampler(batch.images[:, 0], batch.cameras, noise))
+        step = last_step(sampler(batch.images[:, 0], batch.cameras, noise, every_step=False))
         views, rendered = (step.views * 0.5 + 0.5).clamp(0, 1), step.feedback["rgb"]
         novel = list(range(1, views.shape[1]))
         background = BACKGROUNDS[self.config.data.background]

@@ -183,6 +183,13 @@ def views_table(rows: Sequence[tuple[str, Sequence[Tensor | None]]]) -> Image.Im
     return labelled_grid(rows, [f"view {v}" for v in range(len(rows[0][1]))], cell=min(size, 128))
 
 
+def table_row(table: Image.Image, index: int, rows: int) -> Image.Image:
+    """Row `index` of a `labelled_grid` of `rows` rows, its label with it."""
+    pitch = (table.height - LABEL_HEIGHT) // rows
+    top = LABEL_HEIGHT + index * pitch
+    return table.crop((0, top, table.width, top + pitch))
+
+
 def stacked(entries: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Pictures below each other, each under its heading."""
     line = 22

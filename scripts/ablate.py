@@ -7,7 +7,7 @@
 Every row is a file of configs/ablations/ over the base. Rows are trained from the same start, on the same samples in
 the same order (--steps) or for the same time (--budget), and evaluated by scripts/evaluate.py on the same objects and
 noise; rows of the schedule table and the controls sample from the weights of `full`. The same command goes on where
-it was. --out gets table.md, table.csv, table.json, plot.png, and a folder a row: training and objects.csv.
+it was. --out gets table.md, table.csv, table.json, plot.png, grid.png, and a folder a row: training and objects.csv.
 docs/evaluation.md has the protocol.
 """
 
@@ -25,16 +25,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from PIL import Image
 
 from ouroboros3d.checkpoint import find_weights
 from ouroboros3d.config import load_config, split_overrides
 from ouroboros3d.errors import UserError, command
 from ouroboros3d.evaluation import batch_size
 from ouroboros3d.files import atomic_path, check_writable_dir
+from ouroboros3d.inference import DTYPES
+from ouroboros3d.results import PICTURES, extreme_rows, picture_path
 from ouroboros3d.scores import Row as Score
-from ouroboros3d.scores import align, check_settings, compare, read_rows, summarise
+from ouroboros3d.scores import align, check_settings, compare, key, read_rows, summarise
 from ouroboros3d.statistics import Interval
 from ouroboros3d.trainer import parse_duration
+from ouroboros3d.visualize import save_image, stacked, table_row
 
 ROOT = Path(__file__).resolve().parent.parent
 ABLATIONS = ROOT / "configs" / "ablations"
@@ -117,6 +121,7 @@ class Ablation:
             "budget": options.budget,
             "start": str(options.start) if options.start else None,
             "list": options.list,
+            "dtype": options.dtype,
         }
         check_settings(self.out, settings, occupied=any(self.out.glob("*/row.yaml")))
 
@@ -144,7 +149,8 @@ class Ablation:
         folder = self.out / name / f"scores_{seed}"
         arguments = ["--config", str(self.config_file(name)), "--list", options.list, "--out", str(folder)]
         arguments += ["--seeds", *map(str, options.seeds), "--objects", str(options.objects), "--no_baselines"]
-        arguments += ["--batch", str(options.batch), *(["--device", options.device] if options.device else [])]
+        arguments += ["--batch", str(options.batch), "--dtype", options.dtype]
+        arguments += ["--device", options.device] if options.device else []
         trained = weights_from(training / "export")
         arguments += [
             *self.overrides,
@@ -253,6 +259,27 @@ def report(out: Path, made: dict[str, Result], protocol: str) -> str:
     return "\n".join(text)
 
 
+def comparison(out: Path, names: list[str], train_seed: int, seed: int) -> Image.Image | None:
+    """Truth and every row's 3D below each other, for the objects on which `full` is best, median and worst."""
+
+    def folder(name: str) -> Path:
+        return out / name / f"scores_{train_seed}"
+
+    scores = {name: {key(row): row for row in read_rows(folder(name) / "objects.csv")} for name in names}
+    entries = []
+    for kind, row in extreme_rows([row for row in scores["full"].values() if row["seed"] == seed], 2):
+        paths = {name: picture_path(folder(name), row) for name in names}
+        if not all(path.is_file() for path in paths.values()):
+            continue
+        count = len(PICTURES)
+        truth = table_row(Image.open(paths["full"]), PICTURES.index("truth"), count)
+        entries.append((f"{kind} of the full row: {row['object']}", truth))
+        for name, path in paths.items():
+            heading = f"{ROWS[name].title}: 3D {scores[name][key(row)]['render_novel_psnr']:.1f} dB"
+            entries.append((heading, table_row(Image.open(path), PICTURES.index("3D"), count)))
+    return stacked(entries) if entries else None
+
+
 def plot(path: Path, made: dict[str, Result]) -> None:
     """Left the 3D's PSNR against the full row's, ours with its interval and the paper's; right the gap between views
     and 3D."""
@@ -305,6 +332,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--list", default="test.txt", help="evaluated orbits, in data.root (default: %(default)s)")
     parser.add_argument("--objects", type=int, default=0, help="evaluated objects (default: all)")
     parser.add_argument("--batch", type=int, default=4, help="orbits at a time in evaluation (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of evaluation (default: %(default)s)")
     parser.add_argument("--launcher", default="", help='e.g. "torchrun --nproc_per_node=8" (default: python)')
     parser.add_argument("--device", help="cpu or cuda (default: what the machine has)")
     arguments, overrides = split_overrides(arguments)
@@ -333,7 +361,11 @@ def main(arguments: list[str], run: Run | None = None) -> None:
     for name in options.rows:
         scores[name] = {seed: ablation.make(name, seed) for seed in options.train_seeds}
         text = report(options.out, results(scores), protocol(options))  # of the rows so far, for who cannot wait
-    print(f"\n{protocol(options)}\n\n{text}\nin {options.out}: table.md, table.csv, table.json, plot.png")
+    if "full" in scores:
+        rows = [name for name in TABLES["feedback"][1] if name in scores]
+        if (picture := comparison(options.out, rows, options.train_seeds[0], options.seeds[0])) is not None:
+            save_image(options.out / "grid.png", picture)
+    print(f"\n{protocol(options)}\n\n{text}\nin {options.out}: table.md, table.csv, table.json, plot.png, grid.png")
 
 
 def protocol(options: argparse.Namespace) -> str:

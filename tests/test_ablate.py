@@ -95,7 +95,7 @@ def test_what_it_leaves(done):
     out = done[0]
     assert {p.name for p in out.iterdir()} == {
         *("separate", "full", "from_10", "shuffled"),
-        *("table.md", "table.csv", "table.json", "plot.png", "settings.json"),
+        *("table.md", "table.csv", "table.json", "plot.png", "grid.png", "settings.json"),
     }
     assert not (out / "from_10" / "train_0").exists()
     rows = {name: read_rows(out / name / "scores_0" / "objects.csv") for name in ("full", "from_10", "separate")}

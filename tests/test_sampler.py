@@ -193,6 +193,30 @@ class TestCost:
         assert count(**changes)["adapters"] == adapters
 
 
+class TestEveryStep:
+    """Without it, steps whose 3D nobody sees are not decoded, and the result is the same."""
+
+    @pytest.mark.parametrize(
+        ("changes", "made"),
+        [
+            ({}, [0, 1, 2, 3]),
+            ({"feedback": []}, [3]),
+            ({"feedback_from": 3}, [2, 3]),
+            ({"feedback_to": 2}, [0, 3]),
+            ({"feedback_every": 2}, [0, 2, 3]),
+        ],
+    )
+    def test_what_is_made(self, make_sampler, make_cameras, changes, made):
+        sampler, cameras = make_sampler(steps=4, **changes), make_cameras()
+        with spied(sampler.svd, "decode") as decoded:
+            steps = list(sampler(images(), cameras, sampler.draw_noise(SEEDS[:1], 8), every_step=False))
+        assert [step.index for step in steps] == made
+        assert len(decoded) == len(made)
+        expected = run(sampler, cameras)[-1]
+        assert torch.equal(steps[-1].views, expected.views)
+        assert torch.equal(steps[-1].gaussians.to_tensor(), expected.gaussians.to_tensor())
+
+
 class TestGuidance:
     def test_the_first_view_is_purely_conditional_and_guidance_is_a_mix(self, make_sampler, make_cameras):
         sampler = make_sampler(steps=1, guidance=[1.0, 3.0])
@@ -201,6 +225,25 @@ class TestGuidance:
         unconditional, conditional = calls[0][1].chunk(2)
         torch.testing.assert_close(step.v[:, 0], conditional[:, 0])
         torch.testing.assert_close(step.v[:, 7], unconditional[:, 7] + 3 * (conditional - unconditional)[:, 7])
+
+    def test_a_guidance_of_one_needs_no_unconditional_half(self, make_sampler, make_cameras, textbook):
+        results = []
+        for guidance, rows in ([1.0, 3.0], 2), ([1.0, 1.0], 1):
+            sampler = make_sampler(textbook, True, steps=1, guidance=guidance)
+            with spied(sampler.unet, "forward") as calls:
+                (step,) = run(sampler, make_cameras())
+            assert len(calls[0][1]) == rows
+            results.append((calls[0][1][-1:], step.v))
+        (conditional, mixed), (_, v) = results
+        torch.testing.assert_close(v, conditional, atol=1e-5, rtol=1e-4)
+        assert (v - mixed).abs().max() > 1e-3
+
+    def test_but_the_release_mixes_the_halves_so_that_it_stays(self, make_sampler, make_cameras):
+        sampler = make_sampler(steps=1, guidance=[1.0, 1.0])
+        with spied(sampler.unet, "forward") as calls:
+            (step,) = run(sampler, make_cameras())
+        assert len(calls[0][1]) == 2
+        torch.testing.assert_close(step.v, calls[0][1][1:])
 
     def test_the_unconditional_half_has_no_image(self, make_sampler, make_cameras):
         sampler = make_sampler(steps=1)
