@@ -2,6 +2,7 @@
 # Sets up what is missing, then runs:
 #   ./run.sh inference [arguments of inference.py]   without --input_img: the first picture of testset/
 #   ./run.sh train     [arguments of train.py]       without any: the small model; torchrun with several GPUs
+#   ./run.sh train_small [--budget 4h]               the small model from nothing: objects, orbits, every stage
 #   ./run.sh test      [arguments of pytest]
 # Uses the active Python environment if it satisfies requirements.txt, otherwise .venv beside this file, which
 # PYTHON=python3.12 ./run.sh ... would make with that interpreter.
@@ -83,6 +84,10 @@ case "$verb" in
     [[ $gpus -gt 1 ]] &&
       exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$gpus" "$root/train.py" "$@"
     exec "$python" "$root/train.py" "$@"
+    ;;
+  train_small)
+    prepare trimesh embreex scipy
+    PYTHON="$python" exec "$root/scripts/train_small.sh" "$@"
     ;;
   test)
     prepare pytest ruff trimesh embreex scipy webdataset

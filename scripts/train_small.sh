@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # From nothing to the small model in checkpoints/small: objects, orbits, and the stages of configs/small/.
 #
-#   scripts/train_small.sh [--budget 4h]
+#   ./run.sh train_small [--budget 4h]          (or this file itself, in an environment that has what it needs)
 #
-# The budget is the training time of all stages together (rendering the orbits takes some minutes on top); every long
-# stage gets its share, and its learning rate ends with it. More is better: see checkpoints/small/README.md.
+# On a GPU, or on CPU cores, of which it takes two for the longest stages. The budget is the training time of all stages
+# together (rendering the orbits takes some minutes on top); every long stage gets its share, and its learning rate ends
+# with it. More is better: checkpoints/small/README.md has what five hours gave. docs/training.md lists the stages; each
+# prints its scores, and the last command the model's.
 # Every part can be interrupted and repeated: what is finished is skipped, what is not goes on where it was.
-# Needs `apt-get download` (or the package's .deb, see scripts/get_furniture.py) and pip's trimesh, embreex, scipy.
+# Needs `apt-get download` (or the package's .deb, see scripts/get_furniture.py), and pip's trimesh, embreex and scipy,
+# which run.sh installs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH=. OMP_WAIT_POLICY=PASSIVE
@@ -22,7 +25,14 @@ case "$budget" in
   *[0-9]m) seconds=$((${budget%m} * 60)) ;;
   *) echo "error: scripts/train_small.sh [--budget 7h], in whole h or m" >&2; exit 2 ;;
 esac
+processes=1 # of the U-Net's and the joint stage
+if ! nvidia-smi -L 2>/dev/null | grep -q "^GPU" && [[ "$(nproc)" -gt 1 ]]; then processes=2; fi
 share() { echo "train.time_budget=$((seconds * $1 / 100))s"; }
+# long STAGE PERCENT: of 8 objects a step, shared by the processes.
+long() {
+  "$python" -m torch.distributed.run --standalone --nproc_per_node="$processes" train.py \
+    --config "configs/small/$1.yaml" "train.batch_size=$((8 / processes))" "$(share "$2")"
+}
 
 [[ -f data/furniture/assets.csv ]] || "$python" scripts/get_furniture.py --out data/furniture
 "$python" scripts/render_orbits.py --assets data/furniture/assets.csv --out data/orbits64 --size 64 --depth 32
@@ -39,7 +49,8 @@ for split in val test; do sed 's#^#../orbits64/#' "data/orbits64/$split.txt" > "
 "$python" scripts/train_frozen_parts.py image_encoder --config configs/small/image_encoder.yaml
 "$python" train.py --config configs/small/lgm_positions.yaml
 "$python" train.py --config configs/small/lgm.yaml "$(share 20)"
-"$python" train.py --config configs/small/unet.yaml "$(share 45)"
-"$python" train.py --config configs/small/joint.yaml "$(share 20)"
+long unet 45
+long joint 20
 mkdir -p checkpoints/small
 cp runs/small/joint/export/*.safetensors checkpoints/small/
+"$python" scripts/evaluate.py --list test.txt --out runs/small/evaluation data.root=data/small64
