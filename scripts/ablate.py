@@ -142,11 +142,16 @@ class Ablation:
 
     def make(self, name: str, seed: int) -> list[Score]:
         """The scores of a row for one training seed, trained and evaluated as far as they are not yet."""
+        folder = self.out / name / f"scores_{seed}"
+        if not self.options.report:
+            self._score(name, seed, folder)
+        return [row for row in read_rows(folder / "objects.csv") if row["seed"] in self.options.seeds]
+
+    def _score(self, name: str, seed: int, folder: Path) -> None:
         options, weights = self.options, ROWS[name].weights or name
         training = self.out / weights / f"train_{seed}"
         if not finished(training, options.steps, options.budget):
             self._train(weights, seed, training)
-        folder = self.out / name / f"scores_{seed}"
         arguments = ["--config", str(self.config_file(name)), "--list", options.list, "--out", str(folder)]
         arguments += ["--seeds", *map(str, options.seeds), "--objects", str(options.objects), "--no_baselines"]
         arguments += ["--batch", str(options.batch), "--dtype", options.dtype]
@@ -157,7 +162,6 @@ class Ablation:
             *(f"model.pretrained.{k}={'null' if v is None else v}" for k, v in trained.items()),
         ]
         self.run("scripts/evaluate.py", arguments)
-        return [row for row in read_rows(folder / "objects.csv") if row["seed"] in options.seeds]
 
     def _train(self, name: str, seed: int, folder: Path) -> None:
         options = self.options
@@ -335,6 +339,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of evaluation (default: %(default)s)")
     parser.add_argument("--launcher", default="", help='e.g. "torchrun --nproc_per_node=8" (default: python)')
     parser.add_argument("--device", help="cpu or cuda (default: what the machine has)")
+    parser.add_argument("--report", action="store_true", help="only the tables, of what earlier commands have made")
     arguments, overrides = split_overrides(arguments)
     options = parser.parse_args(arguments)
     if bool(options.steps) == bool(options.budget):
@@ -355,12 +360,14 @@ def main(arguments: list[str], run: Run | None = None) -> None:
     """`run` in place of processes of their own, for tests."""
     options, overrides = parse(arguments)
     ablation = Ablation(options, overrides, run or launcher(options.launcher))
-    for name in options.rows:  # all of them before the first hour of training
+    for name in options.rows if not options.report else ():  # all of them before the first hour of training
         ablation.config_file(name)
     scores: dict[str, dict[int, list[Score]]] = {}
     for name in options.rows:
         scores[name] = {seed: ablation.make(name, seed) for seed in options.train_seeds}
-        text = report(options.out, results(scores), protocol(options))  # of the rows so far, for who cannot wait
+        if not options.report:  # of the rows so far, for who cannot wait
+            report(options.out, results(scores), protocol(options))
+    text = report(options.out, results(scores), protocol(options))
     if "full" in scores:
         rows = [name for name in TABLES["feedback"][1] if name in scores]
         if (picture := comparison(options.out, rows, options.train_seeds[0], options.seeds[0])) is not None:

@@ -48,9 +48,11 @@ for split in val test; do sed 's#^#../orbits64/#' "data/orbits64/$split.txt" > "
 "$python" scripts/train_frozen_parts.py vae --config configs/small/vae.yaml "$(share 10)"
 "$python" scripts/train_frozen_parts.py image_encoder --config configs/small/image_encoder.yaml
 "$python" train.py --config configs/small/lgm_positions.yaml
-"$python" train.py --config configs/small/lgm.yaml "$(share 20)"
+"$python" train.py --config configs/small/lgm.yaml "$(share 15)"
 long unet 45
-long joint 20
+long joint 10
+long feedback 10
+long lgm_predicted 5
 mkdir -p checkpoints/small
-cp runs/small/joint/export/*.safetensors checkpoints/small/
+cp runs/small/lgm_predicted/export/*.safetensors checkpoints/small/
 "$python" scripts/evaluate.py --list test.txt --out runs/small/evaluation data.root=data/small64

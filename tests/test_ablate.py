@@ -91,6 +91,19 @@ def test_each_row_is_trained_once_and_the_schedule_shares_the_full_one(done):
     assert ("scripts/evaluate.py", "shuffled") in second
 
 
+def test_report_runs_nothing_and_says_what_is_missing(done, ablate, base, capsys):
+    def never(script: str, arguments: list[str]) -> None:
+        raise AssertionError(script)
+
+    out = done[0]
+    table = (out / "table.md").read_text()
+    (out / "table.md").unlink()
+    assert ablate.cli([*arguments(base, out), "--report"], never) == 0
+    assert (out / "table.md").read_text() == table
+    assert ablate.cli([*arguments(base, out, "joint"), "--report"], never) == 2
+    assert "joint/scores_0/objects.csv" in capsys.readouterr().err
+
+
 def test_what_it_leaves(done):
     out = done[0]
     assert {p.name for p in out.iterdir()} == {
