@@ -1,7 +1,7 @@
 """The committed small model still is what it was when it was committed: one held-out object, one seed.
 
-The bounds lie a little under what was measured then: 19.0 dB for the novel views, 19.9 dB and an IoU of 0.50 for the 3D
-there, 22.1 dB and 0.61 for the reconstructor on true views, between them. Better weights may raise them, nothing
+The bounds lie a little under what was measured then: 19.6 dB for the novel views, 20.5 dB and an IoU of 0.51 for the 3D
+there, 22.2 dB and 0.62 for the reconstructor on true views, between them. Better weights may raise them, nothing
 else may lower them. Other processors round differently, which the margins allow for.
 """
 
@@ -28,11 +28,11 @@ def scores() -> dict[str, float]:
 @pytest.mark.parametrize(
     ("score", "bound"),
     [
-        ("views_psnr", 18.3),
-        ("render_psnr", 19.2),
-        ("render_iou", 0.45),
-        ("lgm_unseen_psnr", 21.5),
-        ("lgm_unseen_iou", 0.57),
+        ("views_psnr", 18.9),
+        ("render_psnr", 19.8),
+        ("render_iou", 0.46),
+        ("lgm_unseen_psnr", 21.6),
+        ("lgm_unseen_iou", 0.58),
     ],
 )
 def test_held_out_object_is_as_good_as_it_was(scores, score, bound):
