@@ -120,6 +120,16 @@ def compare(rows: Sequence[Row], others: Sequence[Row]) -> dict[str, Interval]:
     return {c: paired_difference(by_object(ours, c), by_object(theirs, c)) for c in columns}
 
 
+def above_repeat(rows: Sequence[Row]) -> dict[str, Interval]:
+    """PSNR at novel cameras minus that of repeating the input view, paired by object: of the views and of the 3D.
+    Empty where the baselines are absent."""
+    if "repeat_psnr" not in number_columns(rows):
+        return {}
+    repeat = by_object(rows, "repeat_psnr")
+    names = {"views": "views_novel_psnr", "3D": "render_novel_psnr"}
+    return {name: paired_difference(by_object(rows, column), repeat) for name, column in names.items()}
+
+
 def table_text(summary: dict[str, Interval], sign: bool = False) -> str:
     """The summary as a table of subjects by metrics, mean [low, high]; what was not measured has no row or column."""
     metrics = [m for m in METRICS if any(f"{subject}_{m[0]}" in summary for subject, _ in SUBJECTS)]

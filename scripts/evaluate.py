@@ -24,7 +24,7 @@ from ouroboros3d.errors import UserError, command
 from ouroboros3d.evaluation import Options, evaluate
 from ouroboros3d.files import atomic_path
 from ouroboros3d.inference import DTYPES, pick_device
-from ouroboros3d.scores import compare, read_rows, summarise, table_text
+from ouroboros3d.scores import above_repeat, compare, read_rows, summarise, table_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,6 +74,8 @@ def main(arguments: list[str]) -> None:
     objects = len({row["object"] for row in rows})
     title = f"{objects} objects of {options.list}, {len(rows)} samples (seeds {', '.join(map(str, options.seeds))})"
     print(f"\n{title}; mean [95 % interval over objects]\n\n{table_text(summary)}")
+    if above := above_repeat(rows):
+        print("\nPSNR above repeating the input: " + ", ".join(f"{k} {v.text(2, sign=True)}" for k, v in above.items()))
     differences = compare(rows, others) if others is not None else {}
     if differences:
         print(f"\nminus {options.compare}, paired by object, {differences['render_novel_psnr'].count} objects\n")

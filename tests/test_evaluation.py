@@ -30,7 +30,7 @@ from ouroboros3d.metrics import picture_silhouette, psnr, score_images
 from ouroboros3d.objective import OrbitBatch
 from ouroboros3d.rendering import render
 from ouroboros3d.sampler import last_step
-from ouroboros3d.scores import compare, read_rows
+from ouroboros3d.scores import above_repeat, compare, read_rows
 
 BASELINES = ("repeat", "nearest", "mean", "background")
 
@@ -429,6 +429,14 @@ class TestScript:
         best = max(rows, key=lambda row: row["render_novel_psnr"])
         top = grid.crop((0, 22, grid.width, 22 + row_picture.height))
         assert np.array_equal(top, Image.open(out / "pictures" / f"{best['id']}_0.png"))
+
+    def test_what_it_is_above_repeating_the_input(self, script, out, root, capsys):
+        assert script("--out", out, "--points", root / "orbits") == 0
+        rows = read_rows(out / "objects.csv")
+        expected = np.mean([row["render_novel_psnr"] - row["repeat_psnr"] for row in rows])
+        assert above_repeat(rows)["3D"].mean == pytest.approx(expected)
+        assert f"3D {expected:+.2f} [" in capsys.readouterr().out
+        assert above_repeat([{k: v for k, v in row.items() if k != "repeat_psnr"} for row in rows]) == {}
 
     def test_comparison_of_two_tables(self, script, out, root, tmp_path, capsys):
         assert script("--out", tmp_path / "b", "--no_baselines", "--compare", out / "objects.csv",
