@@ -5,8 +5,8 @@
 #
 # On a GPU, or on CPU cores, of which it takes two for the longest stages. The budget is the training time of all stages
 # together (rendering the orbits takes some minutes on top); every long stage gets its share, and its learning rate ends
-# with it. More is better: checkpoints/small/README.md has what five hours gave. docs/training.md lists the stages; each
-# prints its scores, and the last command the model's.
+# with it. More is better: checkpoints/small/README.md has what seven and a half core-hours gave. docs/training.md
+# lists the stages; validation goes to their metrics.jsonl, and the last command prints the model's scores.
 # Every part can be interrupted and repeated: what is finished is skipped, what is not goes on where it was.
 # Needs `apt-get download` (or the package's .deb, see scripts/get_furniture.py), and pip's trimesh, embreex and scipy,
 # which run.sh installs.
@@ -55,4 +55,4 @@ long feedback 10
 long lgm_predicted 5
 mkdir -p checkpoints/small
 cp runs/small/lgm_predicted/export/*.safetensors checkpoints/small/
-"$python" scripts/evaluate.py --list test.txt --out runs/small/evaluation data.root=data/small64
+"$python" scripts/evaluate.py --list test.txt --out runs/small/evaluation
