@@ -1,78 +1,10 @@
-"""Trains Ouroboros3D on orbits of objects.
+"""Door to `ouroboros3d.cli.train`; --help says what it does."""
 
-    python train.py --config configs/small/joint.yaml [key=value ...]
-    torchrun --nproc_per_node=8 train.py --config configs/mv/svd_lgm_rgb_ccm_lvis.yaml
-    python train.py --config configs/small/joint.yaml --dry_run
-
-Writes checkpoints/, validation/, metrics.jsonl, export/ and best/ (weights for inference.py) to `train.output_dir`.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
+from pathlib import Path
 
-import torch
-from accelerate.utils import set_seed
-
-from ouroboros3d.build import (
-    build_dataset,
-    build_models,
-    build_objective,
-    check_renderer,
-    check_split,
-    compile_networks,
-)
-from ouroboros3d.checkpoint import save_checkpoint
-from ouroboros3d.config import load_config
-from ouroboros3d.errors import UserError, command
-from ouroboros3d.plan import describe
-from ouroboros3d.trainer import Trainer
-from ouroboros3d.validation import Validation
-
-
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/small.yaml", help="YAML file (default: %(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what the machine has")
-    parser.add_argument("--dry_run", action="store_true", help="print the plan of the run; run and write nothing")
-    parser.add_argument("--resume", metavar="auto|never|FOLDER", help="the same as train.resume=")
-    options, overrides = parser.parse_known_args(arguments)
-    if options.resume is not None:
-        overrides.append(f"train.resume={options.resume}")
-    config = load_config(options.config, overrides)
-    if options.dry_run:
-        text, problems = describe(config)
-        print(text)
-        if problems:
-            raise UserError(f"this run would not start: {'; '.join(problems)}")
-        return
-    set_seed(config.train.seed)  # of Python, numpy and torch, all of which checkpoints hold
-
-    dataset, held_out = build_dataset(config, "train"), build_dataset(config, "val")
-    check_split(dataset, held_out, config)
-    models = build_models(config.model)
-    objective = build_objective(models, config)
-    if config.train.compile:
-        compile_networks(objective)
-    own_parts = config.model.pretrained.svd is None  # a small model's VAE and encoder travel with it
-    trainer = Trainer(
-        objective,
-        dataset,
-        config.train,
-        export=lambda folder: save_checkpoint(folder, models, dtype=torch.float16, frozen=own_parts),
-        cpu=options.device == "cpu",
-        settings=config,
-        workers=config.data.workers,
-    )
-    check_renderer(config, trainer.accelerator.device)
-    models.to(trainer.accelerator.device)
-    trainer.validate = Validation(models, config, held_out, trainer.accelerator.device)
-    trainer.run()
-
-
-cli = command(main)
-
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from ouroboros3d.cli import run
 
 if __name__ == "__main__":
-    sys.exit(cli(sys.argv[1:]))
+    run("train")

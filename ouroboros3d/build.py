@@ -13,7 +13,13 @@ from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
 from ouroboros3d.cameras import Cameras, frame_indices, orbit
-from ouroboros3d.checkpoint import (
+from ouroboros3d.config.schema import BACKGROUNDS, Config, ModelConfig, PretrainedConfig
+from ouroboros3d.errors import ConfigError
+from ouroboros3d.interfaces import Renderer
+from ouroboros3d.models.lgm import LGM
+from ouroboros3d.models.multiview_unet import MultiViewUNet
+from ouroboros3d.models.svd import SVDParts, make_image_encoder, make_vae
+from ouroboros3d.models.weights import (
     CheckpointError,
     find_weights,
     fit_state,
@@ -22,15 +28,6 @@ from ouroboros3d.checkpoint import (
     load_unet,
     read_state,
 )
-from ouroboros3d.config import Config, ModelConfig, PretrainedConfig
-from ouroboros3d.data.orbits import BACKGROUNDS, OrbitDataset
-from ouroboros3d.errors import ConfigError
-from ouroboros3d.interfaces import Renderer
-from ouroboros3d.metrics import make_lpips
-from ouroboros3d.models.lgm import LGM
-from ouroboros3d.models.multiview_unet import MultiViewUNet
-from ouroboros3d.models.svd import SVDParts, make_image_encoder, make_vae
-from ouroboros3d.objective import Objective
 from ouroboros3d.rendering import render
 from ouroboros3d.sampler import Sampler
 
@@ -164,64 +161,3 @@ def build_cameras(config: Config) -> Cameras:
     indices = frame_indices(c.orbit_frames, c.num_views, config.model.conventions.view_selection)
     azimuths = [360.0 * i / c.orbit_frames for i in indices]
     return orbit(azimuths, c.elevation, c.distance, c.fov)
-
-
-def prepare_training(models: Models, config: Config) -> None:
-    """Leaves gradients to the parts that `objective` trains; gradient checkpointing if configured."""
-    for name, part in models.parts.items():
-        part.requires_grad_(name in config.objective.trained)
-    for network in (models.unet, models.lgm):
-        network.train(any(p.requires_grad for p in network.parameters()))
-    if config.train.gradient_checkpointing:
-        models.unet.unet.enable_gradient_checkpointing()
-        models.lgm.unet.gradient_checkpointing = True
-
-
-def build_objective(models: Models, config: Config) -> Objective:
-    """The joint objective of the parts that are trained; the others are frozen. Raises ConfigError without LPIPS."""
-    prepare_training(models, config)
-    lpips = make_lpips() if config.objective.uses_lpips else None
-    return Objective(models.unet, models.svd, models.lgm, build_renderer(config), config, lpips)
-
-
-def compile_networks(objective: Objective, backend: str = "inductor") -> None:
-    """torch.compile of what is trained, in place: names in checkpoints and exports stay as they are."""
-    for network in objective.trained.values():
-        network.compile(backend=backend)
-
-
-def check_split(train: OrbitDataset, val: OrbitDataset, config: Config) -> None:
-    """Refuses validation on what is trained on. Raises ConfigError with some of the ids."""
-    shared = sorted(set(train.ids) & set(val.ids))
-    if shared:
-        some = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
-        raise ConfigError(
-            f"data.val = {config.data.val}: {len(shared)} of its {len(val)} objects are in data.train = "
-            f"{config.data.train} too ({some}); take them out of one of the lists"
-        )
-
-
-def build_dataset(config: Config, split: str) -> OrbitDataset:
-    """The "train" or "val" orbits. Validation draws nothing: frame 0 is the condition view, the background is that of
-    the renderer; and it replaces no damaged orbit, whose scores would be another's."""
-    train, data = split == "train", config.data
-    return OrbitDataset(
-        data.root,
-        data.train if train else data.val,
-        size=config.model.image_size,
-        num_views=config.cameras.num_views,
-        view_selection=config.model.conventions.view_selection,
-        background=data.background if train else BACKGROUNDS[data.background],
-        start_view=None if train else 0,
-        mirror=data.mirror and train,
-        color_jitter=data.color_jitter if train else 0.0,
-        cache=data.cache,
-        cache_dir=data.cache_dir,
-        cache_workers=data.workers,
-        max_damaged=data.max_damaged if train else 0.0,
-        load_alpha=True,
-        load_depth=data.depth and train,
-        extra_views=config.objective.extra_views if train else 0,
-        frames=config.cameras.orbit_frames,
-        seed=config.train.seed,
-    )

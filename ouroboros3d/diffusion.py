@@ -9,7 +9,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 
-from ouroboros3d.config import SchedulerConfig
+from ouroboros3d.config.schema import SchedulerConfig
 
 
 def c_in(sigma: Tensor) -> Tensor:

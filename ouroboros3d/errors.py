@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable
-
 
 class UserError(Exception):
     """The message is one line: what is wrong, and the way out. Entry scripts print it without a traceback."""
@@ -17,17 +13,3 @@ class ConfigError(UserError, ValueError):
 
 class TrainingError(UserError, RuntimeError):
     """Training cannot go on; the message is one line for the user."""
-
-
-def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """`main` as a command: returns its exit status (None is 0), or 2 after a UserError, which is one line on stderr."""
-
-    @functools.wraps(main)
-    def cli(*arguments, **options) -> int:
-        try:
-            return main(*arguments, **options) or 0
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-
-    return cli

@@ -81,35 +81,11 @@ def embedded_rays(cameras: Cameras, size: int, octaves: int, convention: str) ->
 def unproject(depth: Tensor, cameras: Cameras) -> Tensor:
     """World points [B, V, 3, H, W] behind the pixel centres at z-depth [B, V, 1, H, W]."""
     u, v = pixel_grid(depth.shape[-1], cameras.c2w)
-    return _to_world(camera_points(cameras, u, v), depth, cameras.c2w)
+    return to_world(camera_points(cameras, u, v), depth, cameras.c2w)
 
 
-def _to_world(points: Tensor, depth: Tensor, c2w: Tensor) -> Tensor:
+def to_world(points: Tensor, depth: Tensor, c2w: Tensor) -> Tensor:
     """c2w (depth * points): [B, V, H, W, 3], [B, V, 1, H, W] -> [B, V, 3, H, W] in the dtype of the pose."""
     points = points.to(c2w.dtype) * depth[:, :, 0, :, :, None].to(c2w.dtype)
     world = _rotate(c2w[..., :3, :3], points) + c2w[..., None, None, :3, 3]
     return world.permute(0, 1, 4, 2, 3)
-
-
-def coordinates_map(
-    depth: Tensor, cameras: Cameras, convention: str = "release", alpha: Tensor | None = None
-) -> Tensor:
-    """Canonical coordinates map of the rendered depth (Sec. 3.3): [B, V, 1, H, W] -> [B, V, 3, H, W] in [0, 1].
-
-    `depth` is accumulated along z and not divided by alpha; empty pixels (depth 0) become 0.5.
-    `release` (quirk 7): pixel *indices* meet intrinsics in image widths, and the result is scaled by 0.001 around
-    0.5, in the dtype of the pose. `textbook`: unprojection of depth / alpha where alpha > 0.5, with the cube
-    [-1, 1]^3 mapped to [0, 1]^3; needs `alpha`.
-    """
-    if convention == "release":
-        index = torch.arange(depth.shape[-1], device=depth.device, dtype=cameras.c2w.dtype)
-        v, u = torch.meshgrid(index, index, indexing="ij")
-        world, scale = _to_world(camera_points(cameras, u, v), depth, cameras.c2w), 0.001
-    elif convention == "textbook":
-        if alpha is None:
-            raise ValueError("the textbook coordinates map needs alpha to turn accumulated depth into depth")
-        depth = depth / alpha.clamp(min=1e-6) * (alpha > 0.5)
-        world, scale = unproject(depth, cameras), 0.5
-    else:
-        raise ValueError(f"coordinates map convention must be 'release' or 'textbook', got {convention!r}")
-    return ((world * (depth > 0)) * scale + 0.5).clamp(0, 1).to(depth.dtype)

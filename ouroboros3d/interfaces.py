@@ -27,10 +27,6 @@ class Rendering:
         return Rendering(self.rgb[:, index], self.depth[:, index], self.alpha[:, index])
 
 
-# The 3D-aware feedback maps c of the paper: name ("rgb", "ccm") -> [B, V, 3, H, W] in [0, 1].
-Feedback = dict[str, Tensor]
-
-
 class Reconstructor(Protocol):
     """Views to Gaussians: a feed-forward model that knows how noisy its views are."""
 

@@ -14,19 +14,21 @@ Inference, validation, evaluation and the pictures all consume this generator. S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ouroboros3d import diffusion
 from ouroboros3d.cameras import Cameras
-from ouroboros3d.config import ModelConfig, SamplerConfig
+from ouroboros3d.config.schema import ModelConfig, SamplerConfig
 from ouroboros3d.errors import UserError
+from ouroboros3d.feedback import Feedback, choose_maps, feedback_maps
 from ouroboros3d.gaussians import Gaussians
-from ouroboros3d.geometry import coordinates_map
-from ouroboros3d.interfaces import Feedback, Renderer, Rendering
+from ouroboros3d.interfaces import Renderer, Rendering
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, time_ids
@@ -199,17 +201,6 @@ class Sampler:
             raise ValueError("sampler.feedback_of = another: a batch of one has no other object")
 
 
-def feedback_maps(rendering: Rendering, cameras: Cameras, convention: str) -> Feedback:
-    """The two maps of Sec. 3.3, {"rgb", "ccm"}, [B, V, 3, H, W] in [0, 1]."""
-    ccm = coordinates_map(rendering.depth, cameras, convention, rendering.alpha)
-    return {"rgb": rendering.rgb.clamp(0, 1), "ccm": ccm}
-
-
-def choose_maps(maps: Feedback, known: Sequence[str], chosen: Sequence[str]) -> Feedback:
-    """What a network with adapters for the `known` maps is given: the chosen ones, and zeros for the others."""
-    return {name: maps[name] if name in chosen else torch.zeros_like(maps[name]) for name in known}
-
-
 def last_step(steps: Iterator[SamplerStep], each: Callable[[SamplerStep], None] | None = None) -> SamplerStep:
     """Runs the loop to its end, calling `each` with every step."""
     step = None
@@ -226,3 +217,9 @@ def _require_finite(x: Tensor, step: int, what: str) -> None:
             f"NaN or infinity in the {what} of step {step}: the weights are damaged, do not match the config, or "
             "overflow the precision (try --dtype float32)"
         )
+
+
+def noise_seed(seed: int, name: str) -> int:
+    """Of an object's sampling noise: follows from the seed and the orbit's own name alone, so that neither the batch
+    nor the list nor the number of processes changes what an object is sampled from."""
+    return zlib.crc32(f"{seed} {Path(name).name}".encode())

@@ -1,98 +1,10 @@
-"""Scores a model on held-out orbits: the loop from one view, and the reconstructor alone on true views.
+"""Door to `ouroboros3d.cli.evaluate`; --help says what it does."""
 
-    python scripts/evaluate.py --list test.txt --objects 16 --out runs/evaluation [--config YAML] [key=value ...]
-    torchrun --nproc_per_node=8 scripts/evaluate.py ...
-
-Prints means over objects with 95 % bootstrap intervals, beside baselines that cost nothing. --out gets objects.csv
-(a row an orbit and seed, as they finish: the same command goes on where it was), summary.json, pictures/ and
-grid.png with the best, median and worst objects. docs/evaluation.md defines every column.
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-from accelerate import PartialState
-
-from ouroboros3d.build import build_models, check_renderer
-from ouroboros3d.config import load_config, split_overrides
-from ouroboros3d.errors import UserError, command
-from ouroboros3d.evaluation import Options, evaluate
-from ouroboros3d.files import atomic_path
-from ouroboros3d.inference import DTYPES, pick_device
-from ouroboros3d.scores import above_repeat, compare, read_rows, summarise, table_text
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "small.yaml"), help="default: %(default)s")
-    parser.add_argument("--list", default="test.txt", help="in data.root (default: %(default)s)")
-    parser.add_argument("--objects", type=int, default=0, help="spread evenly over the list (default: all)")
-    parser.add_argument("--every_orbit", action="store_true", help="look from each orbit of an object, not one")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the sampling noise (default: 0)")
-    parser.add_argument("--batch", type=int, default=4, help="orbits at a time (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder for tables and pictures")
-    parser.add_argument("--compare", type=Path, metavar="CSV", help="another run's objects.csv: paired differences")
-    parser.add_argument("--points", type=Path, metavar="FOLDER", help="with <id>/points.npz: Chamfer, F-score")
-    parser.add_argument("--no_baselines", action="store_true")
-    parser.add_argument("--device", help="cpu or cuda (default: what the machine has)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the networks (default: %(default)s)")
-    arguments, overrides = split_overrides(arguments)
-    options = parser.parse_args(arguments)
-    if min(options.objects, *options.seeds) < 0 or options.batch < 1:
-        raise UserError("--objects and --seeds must not be negative, --batch at least 1")
-    others = read_rows(options.compare) if options.compare else None  # bad input shows before the work
-    config = load_config(options.config, [*overrides, f"data.val={options.list}"])
-    device = pick_device(options.device)
-    state = PartialState(cpu=device.type == "cpu")
-    device = state.device if device.type == "cuda" and state.num_processes > 1 else device
-    check_renderer(config, device)
-    models = build_models(config.model).to(device, DTYPES[options.dtype])
-    rows, notes = evaluate(
-        models,
-        config,
-        device,
-        Options(
-            objects=options.objects,
-            every_orbit=options.every_orbit,
-            seeds=tuple(dict.fromkeys(options.seeds)),
-            batch=options.batch,
-            baselines=not options.no_baselines,
-            points=options.points,
-            out=options.out,
-        ),
-    )
-    if not state.is_main_process:
-        return
-    summary = summarise(rows)
-    objects = len({row["object"] for row in rows})
-    title = f"{objects} objects of {options.list}, {len(rows)} samples (seeds {', '.join(map(str, options.seeds))})"
-    print(f"\n{title}; mean [95 % interval over objects]\n\n{table_text(summary)}")
-    if above := above_repeat(rows):
-        print("\nPSNR above repeating the input: " + ", ".join(f"{k} {v.text(2, sign=True)}" for k, v in above.items()))
-    differences = compare(rows, others) if others is not None else {}
-    if differences:
-        print(f"\nminus {options.compare}, paired by object, {differences['render_novel_psnr'].count} objects\n")
-        print(table_text(differences, sign=True))
-    for note in notes:
-        print(f"\n{note}")
-    if options.out:
-        report = {"title": title, "notes": notes, "scores": {k: asdict(v) for k, v in summary.items()}}
-        if differences:
-            report["minus"] = {"table": str(options.compare), **{k: asdict(v) for k, v in differences.items()}}
-        with atomic_path(options.out / "summary.json") as path:
-            path.write_text(json.dumps(report, indent=1).replace("NaN", "null") + "\n")
-        print(f"\nin {options.out}: objects.csv, summary.json, settings.json, grid.png, pictures/")
-
-
-cli = command(main)
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ouroboros3d.cli import run
 
 if __name__ == "__main__":
-    sys.exit(cli(sys.argv[1:]))
+    run("evaluate")

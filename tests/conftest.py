@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,9 +14,9 @@ from torch import nn
 
 from ouroboros3d.build import Models, build_models
 from ouroboros3d.cameras import Cameras, orbit
-from ouroboros3d.config import Config, config_from_dict
+from ouroboros3d.config.loading import config_from_dict
+from ouroboros3d.config.schema import Config
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 CROSS, PLAIN = "CrossAttn{}BlockSpatioTemporal", "{}BlockSpatioTemporal"
 # Three levels of two layers: the smallest U-Net in which every kind of skip connection is there twice.
 SMALL = {
@@ -107,16 +105,8 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
-    """load_script("render_orbits"): an entry script of scripts/ as a module."""
-
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # where dataclasses and pickle look it up
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    """load_script("render_orbits"): the module of a command."""
+    return lambda name: importlib.import_module(f"ouroboros3d.cli.{name}")
 
 
 @pytest.fixture(scope="session")

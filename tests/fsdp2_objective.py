@@ -15,10 +15,13 @@ from omegaconf import OmegaConf
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from ouroboros3d.build import build_models, prepare_training
-from ouroboros3d.config import Config, config_from_dict
-from ouroboros3d.objective import Objective, OrbitBatch
-from ouroboros3d.plan import _flat_renderer, blank_batch
+from ouroboros3d.build import build_models
+from ouroboros3d.config.loading import config_from_dict
+from ouroboros3d.config.schema import Config
+from ouroboros3d.data.batch import OrbitBatch
+from ouroboros3d.objective import Objective
+from ouroboros3d.training.dry_run import _flat_renderer, blank_batch
+from ouroboros3d.training.setup import prepare_training
 
 
 def make(config: Config) -> Objective:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_evaluation import scene_of, write_orbit
 
-from ouroboros3d.config import load_config
+from ouroboros3d.cli import call
+from ouroboros3d.config.loading import load_config
 from ouroboros3d.errors import UserError
-from ouroboros3d.scores import read_rows
+from ouroboros3d.evaluation.score_tables import read_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,10 +48,7 @@ def base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def make_run(load_script):
     """make_run(calls): scripts in this process, noted; the real ones are processes."""
-    sys.path.insert(0, str(ROOT))
-    import train
-
-    scripts = {"train.py": train.cli, "scripts/evaluate.py": load_script("evaluate").cli}
+    scripts = {"train.py": load_script("train").main, "scripts/evaluate.py": load_script("evaluate").main}
 
     def make(calls: list[tuple[str, str]], fail: str = ""):
         def run(script: str, arguments: list[str]) -> None:
@@ -59,7 +56,7 @@ def make_run(load_script):
             if fail == row:
                 raise UserError(f"{row}: as asked")
             calls.append((script, row))
-            if scripts[script](arguments):
+            if call(scripts[script], arguments):
                 raise UserError(f"{script} failed")
 
         return run
@@ -76,8 +73,8 @@ def arguments(base: Path, out: Path, *more: str) -> list[str]:
 def done(ablate, base, make_run, tmp_path_factory):
     """An ablation that failed before `shuffled` and was repeated: (folder, calls of the first run, of the second)."""
     out, first, second = tmp_path_factory.mktemp("out") / "ablation", [], []
-    assert ablate.cli(arguments(base, out), make_run(first, fail="shuffled")) == 2
-    assert ablate.cli(arguments(base, out), make_run(second)) == 0
+    assert call(ablate.main, arguments(base, out), make_run(first, fail="shuffled")) == 2
+    assert call(ablate.main, arguments(base, out), make_run(second)) == 0
     return out, first, second
 
 
@@ -98,9 +95,9 @@ def test_report_runs_nothing_and_says_what_is_missing(done, ablate, base, capsys
     out = done[0]
     table = (out / "table.md").read_text()
     (out / "table.md").unlink()
-    assert ablate.cli([*arguments(base, out), "--report"], never) == 0
+    assert call(ablate.main, [*arguments(base, out), "--report"], never) == 0
     assert (out / "table.md").read_text() == table
-    assert ablate.cli([*arguments(base, out, "joint"), "--report"], never) == 2
+    assert call(ablate.main, [*arguments(base, out, "joint"), "--report"], never) == 2
     assert "joint/scores_0/objects.csv" in capsys.readouterr().err
 
 
@@ -130,7 +127,7 @@ def test_what_it_leaves(done):
 
 
 def test_another_budget_in_the_same_folder_is_refused(done, ablate, base, make_run, capsys):
-    assert ablate.cli([*arguments(base, done[0]), "train.learning_rate=1e-4"], make_run([])) == 2
+    assert call(ablate.main, [*arguments(base, done[0]), "train.learning_rate=1e-4"], make_run([])) == 2
     assert "holds results of other settings (overrides is" in capsys.readouterr().err
 
 
@@ -171,7 +168,7 @@ def test_the_rows_over_the_full_model(ablate, tmp_path, capsys):
     ccm, late = (load_config(ablation.config_file(name)) for name in ("ccm", "from_20"))
     assert ccm.objective.feedback == ["ccm"] and (late.sampler.steps, late.sampler.feedback_from) == (25, 20)
     # Its conventions mix the samples of a batch, which the shuffled control needs: said before anything is trained.
-    assert ablate.cli([*arguments, "--rows", "controls"], run=None) == 2
+    assert call(ablate.main, [*arguments, "--rows", "controls"], run=None) == 2
     assert "sampler.feedback_of = another: needs a batch" in capsys.readouterr().err
 
 
@@ -238,6 +235,6 @@ def test_processes_that_fail_or_are_stopped(ablate):
     ],
 )
 def test_bad_input_is_one_line_and_status_2(ablate, base, tmp_path, capsys, more, words):
-    assert ablate.cli(["--base", str(base), "--out", str(tmp_path / "out"), *more], run=None) == 2
+    assert call(ablate.main, ["--base", str(base), "--out", str(tmp_path / "out"), *more], run=None) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and words in last, last

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 from test_orbits import SIZE, write_orbit
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import benchmark_data
+from ouroboros3d.cli import benchmark_data, call
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +20,7 @@ def root(tmp_path_factory) -> Path:
 
 def test_it_measures_a_set_of_links(root, capsys):
     arguments = [str(root), "--size", str(SIZE), "--seconds", "0.05", "--workers", "0", "1", "--links", "300"]
-    assert benchmark_data.cli([*arguments, "--rate", "1", "--gpus", "1"]) == 0
+    assert call(benchmark_data.main, [*arguments, "--rate", "1", "--gpus", "1"]) == 0
     title, header, alone, one, verdict = capsys.readouterr().out.splitlines()
     assert "300 orbits, 8 views of 8 px" in title and header.split("  ") == list(benchmark_data.FIELDS)
     assert alone.split()[0] == "0" and alone.endswith("-") and one.split()[0] == "1" and one.endswith("MB")
@@ -39,8 +37,8 @@ def test_verdict():
 
 
 def test_bad_input(root, tmp_path, capsys):
-    assert benchmark_data.cli([str(tmp_path / "nowhere")]) == 2
+    assert call(benchmark_data.main, [str(tmp_path / "nowhere")]) == 2
     (tmp_path / "shards.tsv").write_text("")
-    assert benchmark_data.cli([str(tmp_path), "--links", "3"]) == 2
+    assert call(benchmark_data.main, [str(tmp_path), "--links", "3"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "no such folder" in lines[0] and "--links needs folders" in lines[1]

@@ -13,9 +13,10 @@ from PIL import Image
 trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("embreex")
 
-from ouroboros3d.data import blender, render  # noqa: E402
-from ouroboros3d.data.assets import Asset, AssetError  # noqa: E402
-from ouroboros3d.data.raycast import OBJECT_RADIUS, Raycaster, load_surface, orbit_pose  # noqa: E402
+from ouroboros3d.datagen import blender  # noqa: E402
+from ouroboros3d.datagen import orbit_renderer as render  # noqa: E402
+from ouroboros3d.datagen.assets import Asset, AssetError  # noqa: E402
+from ouroboros3d.datagen.raycast import OBJECT_RADIUS, Raycaster, load_surface, orbit_pose  # noqa: E402
 from ouroboros3d.errors import UserError  # noqa: E402
 
 HAS_BPY = importlib.util.find_spec("bpy") is not None

@@ -11,9 +11,13 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionModelWithProjection
 
-from ouroboros3d import checkpoint
 from ouroboros3d.build import build_models
-from ouroboros3d.checkpoint import (
+from ouroboros3d.config.schema import ConventionsConfig, LGMConfig, MultiViewConfig
+from ouroboros3d.diffusion import euler_schedule
+from ouroboros3d.models import weights as checkpoint
+from ouroboros3d.models.lgm import LGM
+from ouroboros3d.models.multiview_unet import MultiViewUNet
+from ouroboros3d.models.weights import (
     CheckpointError,
     fit_state,
     from_release_names,
@@ -25,10 +29,6 @@ from ouroboros3d.checkpoint import (
     to_release_names,
     write_state,
 )
-from ouroboros3d.config import ConventionsConfig, LGMConfig, MultiViewConfig
-from ouroboros3d.diffusion import euler_schedule
-from ouroboros3d.models.lgm import LGM
-from ouroboros3d.models.multiview_unet import MultiViewUNet
 
 RELEASED_KEYS = Path(__file__).parent / "data" / "released_keys.txt.gz"  # of the release's own classes at full size
 

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from ouroboros3d.build import build_models
-from ouroboros3d.config import Config, as_kwargs, config_from_dict, load_config, save_config
-from ouroboros3d.config_checks import BOUNDS, CHOICES, POSITIVE
+from ouroboros3d.config.checks import BOUNDS, CHOICES, POSITIVE
+from ouroboros3d.config.loading import as_kwargs, config_from_dict, load_config, save_config
+from ouroboros3d.config.schema import Config
 from ouroboros3d.errors import ConfigError
 
 

@@ -12,7 +12,8 @@ from diffusers import UNetSpatioTemporalConditionModel
 
 from ouroboros3d import build
 from ouroboros3d.build import build_cameras, build_models
-from ouroboros3d.config import ConventionsConfig, ModelConfig, as_kwargs, load_config
+from ouroboros3d.config.loading import as_kwargs, load_config
+from ouroboros3d.config.schema import ConventionsConfig, ModelConfig
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.models.svd import make_image_encoder, make_vae, time_ids
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ouroboros3d import diffusion
-from ouroboros3d.config import SchedulerConfig
+from ouroboros3d.config.schema import SchedulerConfig
 
 SIGMAS = torch.tensor([0.002, 0.5, 1.0, 20.0, 700.0], dtype=torch.float64)
 

@@ -15,10 +15,10 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from ouroboros3d.config import TrainConfig
-from ouroboros3d.distributed import set_up_plugins
+from ouroboros3d.config.schema import TrainConfig
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.models import lgm_unet
+from ouroboros3d.training.distributed import set_up_plugins
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
 

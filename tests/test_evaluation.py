@@ -18,19 +18,21 @@ from conftest import LEAN, SMALL, TEXTBOOK
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ouroboros3d.build import build_dataset, build_models, build_sampler
+from ouroboros3d.build import build_models, build_sampler
 from ouroboros3d.cameras import Cameras, intrinsics_from_fov, orbit_poses
-from ouroboros3d.checkpoint import save_checkpoint
-from ouroboros3d.config import load_config
+from ouroboros3d.cli import call
+from ouroboros3d.config.loading import load_config
+from ouroboros3d.data.batch import OrbitBatch
+from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.errors import ConfigError, UserError
-from ouroboros3d.evaluation import Evaluator, Options, batch_size, choose_orbits, evaluate
-from ouroboros3d.examples import Baselines, load_example, noise_seed, object_of
+from ouroboros3d.evaluation.evaluator import Evaluator, Options, batch_size, choose_orbits, evaluate
+from ouroboros3d.evaluation.examples import Baselines, load_example, object_of
+from ouroboros3d.evaluation.metrics import picture_silhouette, psnr, score_images
+from ouroboros3d.evaluation.score_tables import above_repeat, compare, read_rows
 from ouroboros3d.gaussians import Gaussians
-from ouroboros3d.metrics import picture_silhouette, psnr, score_images
-from ouroboros3d.objective import OrbitBatch
+from ouroboros3d.models.weights import save_checkpoint
 from ouroboros3d.rendering import render
-from ouroboros3d.sampler import last_step
-from ouroboros3d.scores import above_repeat, compare, read_rows
+from ouroboros3d.sampler import last_step, noise_seed
 
 BASELINES = ("repeat", "nearest", "mean", "background")
 
@@ -113,14 +115,11 @@ def dataset(config):
 
 @pytest.fixture(scope="module")
 def script(root):
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import evaluate
-
-    sys.path.pop(0)
+    from ouroboros3d.cli import evaluate
 
     def run(*arguments) -> int:
         fixed = ["--config", root / "tiny.yaml", "--device", "cpu"]
-        return evaluate.cli([str(a) for a in (*fixed, *arguments)])
+        return call(evaluate.main, [str(a) for a in (*fixed, *arguments)])
 
     return run
 

@@ -16,6 +16,7 @@ from ouroboros3d.cameras import (
     orbit_poses,
     relative_to_first,
 )
+from ouroboros3d.feedback import coordinates_map
 
 
 def level_cameras(*azimuths: float, distance: float = 2.0, fov: float = 90.0) -> Cameras:
@@ -175,7 +176,7 @@ class TestCoordinatesMaps:
         """The plane z = 0.5 seen from z = 2 has depth 1.5 everywhere; alpha 0.8 scales the accumulated depth."""
         cameras = level_cameras(0.0)
         alpha = torch.full((1, 1, 1, 4, 4), 0.8)
-        ccm = geometry.coordinates_map(1.5 * alpha, cameras, "textbook", alpha)
+        ccm = coordinates_map(1.5 * alpha, cameras, "textbook", alpha)
         z = ccm[0, 0, 2] * 2 - 1
         torch.testing.assert_close(z, torch.full((4, 4), 0.5))
         # 90 degrees at depth 1.5: the picture is 3 wide, pixel centres at -1.125, -0.375, ...; clamped to [-1, 1].
@@ -185,19 +186,19 @@ class TestCoordinatesMaps:
     @pytest.mark.parametrize("convention", ["release", "textbook"])
     def test_empty_pixels_are_grey(self, convention):
         zero = torch.zeros(1, 1, 1, 4, 4)
-        ccm = geometry.coordinates_map(zero, level_cameras(0.0), convention, zero)
+        ccm = coordinates_map(zero, level_cameras(0.0), convention, zero)
         assert torch.equal(ccm, torch.full((1, 1, 3, 4, 4), 0.5))
 
     def test_faint_pixels_are_empty_in_the_textbook_map(self):
         alpha = torch.full((1, 1, 1, 2, 2), 0.4)
-        ccm = geometry.coordinates_map(1.5 * alpha, level_cameras(0.0), "textbook", alpha)
+        ccm = coordinates_map(1.5 * alpha, level_cameras(0.0), "textbook", alpha)
         assert torch.equal(ccm, torch.full((1, 1, 3, 2, 2), 0.5))
 
     def test_release_map_by_its_formula(self, make_cameras):
         """Quirk 7: pixel indices meet intrinsics in image widths; 0.001 around 0.5."""
         cameras, size = make_cameras(2), 6
         depth = torch.rand(2, 8, 1, size, size, generator=torch.Generator().manual_seed(0)) + 0.5
-        ccm = geometry.coordinates_map(depth, cameras)
+        ccm = coordinates_map(depth, cameras)
         b, view, row, column = 1, 5, 2, 4
         K, c2w, d = cameras.K[b, view], cameras.c2w[b, view], depth[b, view, 0, row, column]
         p = torch.stack([(column - 0.5) / K[0, 0] * d, (row - 0.5) / K[1, 1] * d, d])
@@ -217,6 +218,6 @@ class TestCoordinatesMaps:
     def test_bad_requests(self):
         depth = torch.ones(1, 1, 1, 2, 2)
         with pytest.raises(ValueError, match="needs alpha"):
-            geometry.coordinates_map(depth, level_cameras(0.0), "textbook")
+            coordinates_map(depth, level_cameras(0.0), "textbook")
         with pytest.raises(ValueError, match="'release' or 'textbook', got 'other'"):
-            geometry.coordinates_map(depth, level_cameras(0.0), "other")
+            coordinates_map(depth, level_cameras(0.0), "other")

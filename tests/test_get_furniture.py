@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ouroboros3d.cli import call
+
 pytest.importorskip("trimesh")
 pytest.importorskip("embreex")
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb to build a package with")
@@ -71,7 +73,7 @@ def chosen(script, package, tmp_path_factory) -> tuple[Path, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "SPLIT_FILE", out / "split.csv")
         patch.setattr(script, "TEST_OBJECTS", 2)
-        assert script.cli(["--out", str(out), "--deb", str(package), "--choose", "--workers", "1"]) == 0
+        assert call(script.main, ["--out", str(out), "--deb", str(package), "--choose", "--workers", "1"]) == 0
     return out, out / "split.csv"
 
 
@@ -116,7 +118,7 @@ def test_a_second_run_uses_what_is_unpacked(script, chosen, monkeypatch, capsys)
     monkeypatch.setattr(script, "SPLIT_FILE", split_file)
     before = (out / "assets.csv").read_bytes()
     (out / "assets.csv").unlink()
-    assert script.cli(["--out", str(out), "--deb", "not-needed.deb"]) == 0
+    assert call(script.main, ["--out", str(out), "--deb", "not-needed.deb"]) == 0
     assert (out / "assets.csv").read_bytes() == before
     assert "7 of the catalogues' 14 models (50%)" in capsys.readouterr().out
 
@@ -125,12 +127,12 @@ def test_bad_packages_end_with_one_line_and_leave_nothing(script, package, chose
     monkeypatch.setattr(script, "SPLIT_FILE", chosen[1])
     (tmp_path / "cut.deb").write_bytes(package.read_bytes()[:1000])
     for deb, reason in (("nowhere.deb", "no such file"), ("cut.deb", "dpkg-deb cannot unpack it")):
-        assert script.cli(["--out", str(tmp_path / "out"), "--deb", str(tmp_path / deb)]) == 2
+        assert call(script.main, ["--out", str(tmp_path / "out"), "--deb", str(tmp_path / deb)]) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: ") and reason in said and len(said.strip().splitlines()) == 1, said
     assert not list((tmp_path / "out").iterdir())
     (tmp_path / "file").touch()
-    assert script.cli(["--out", str(tmp_path / "file")]) == 2
+    assert call(script.main, ["--out", str(tmp_path / "file")]) == 2
     assert "choose another output folder" in capsys.readouterr().err
 
 
@@ -140,7 +142,7 @@ def test_a_member_that_leads_out_leaves_no_catalogue(script, package, tmp_path, 
     with zipfile.ZipFile(root / "usr/share/furniture/KatorLegaz.sh3f", "a") as file:
         file.writestr("../../outside.txt", "x")
     subprocess.run(["dpkg-deb", "-b", root, tmp_path / "bad.deb"], check=True, capture_output=True)
-    assert script.cli(["--out", str(tmp_path / "out"), "--deb", str(tmp_path / "bad.deb")]) == 2
+    assert call(script.main, ["--out", str(tmp_path / "out"), "--deb", str(tmp_path / "bad.deb")]) == 2
     assert "outside.txt' leads out of the folder" in capsys.readouterr().err
     assert not (tmp_path / "out/models/KatorLegaz").exists() and not list(tmp_path.rglob("outside.txt"))
 
@@ -149,5 +151,5 @@ def test_a_missing_model_is_named(script, chosen, tmp_path, monkeypatch, capsys)
     out = Path(shutil.copytree(chosen[0], tmp_path / "out"))
     monkeypatch.setattr(script, "SPLIT_FILE", chosen[1])
     (out / "models/Scopia/things/Crate1/Crate1.obj").unlink()
-    assert script.cli(["--out", str(out)]) == 2
+    assert call(script.main, ["--out", str(out)]) == 2
     assert "Crate1.obj is missing; delete" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ouroboros3d.data.image import FAINT, ImageError, load_condition_image, open_picture
+from ouroboros3d.inference.photo import FAINT, ImageError, load_condition_image, open_picture
 
 RED = (200, 30, 40)
 
@@ -263,7 +263,7 @@ def photo(tmp_path):
 def fake_rembg(monkeypatch, remove) -> None:
     module = types.SimpleNamespace(new_session=lambda name: name, remove=remove)
     monkeypatch.setitem(sys.modules, "rembg", module)
-    monkeypatch.setattr("ouroboros3d.data.image._rembg_session", lambda: "session")
+    monkeypatch.setattr("ouroboros3d.inference.photo._rembg_session", lambda: "session")
 
 
 def test_rembg_cuts_out_what_has_no_alpha(photo, monkeypatch):

@@ -15,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from inference import DEFAULT_CONFIG, configure, main, parse
 from ouroboros3d import build
 from ouroboros3d.build import build_cameras, build_models
-from ouroboros3d.checkpoint import read_state, save_checkpoint, write_state
-from ouroboros3d.config import load_config, save_config
+from ouroboros3d.cli import call
+from ouroboros3d.cli.inference import DEFAULT_CONFIG, configure, main, parse
+from ouroboros3d.config.loading import load_config, save_config
 from ouroboros3d.gaussians import load_ply
 from ouroboros3d.models.lgm import LGM
+from ouroboros3d.models.weights import read_state, save_checkpoint, write_state
 
 RESULTS = {"toy_input.png", "toy.png", "toy.ply", "toy.mp4"}
 
@@ -45,7 +46,7 @@ def infer(model: Path, out: Path, *arguments: str | Path) -> int:
     arguments = [str(a) for a in arguments]
     if "--input_img" not in arguments:
         arguments = ["--input_img", str(model / "toy.png"), *arguments]
-    return main([*arguments, "--config", str(model / "tiny.yaml"), "--output_dir", str(out)])
+    return call(main, [*arguments, "--config", str(model / "tiny.yaml"), "--output_dir", str(out)])
 
 
 def refused(status: int, capsys, *words: str, lines: int = 1) -> None:
@@ -320,7 +321,7 @@ def test_a_bad_config_file_is_named(model, tmp_path, capsys, text):
     path = tmp_path / "config.yaml"
     if text is not None:
         path.write_text(text)
-    refused(main(["--input_img", str(model / "toy.png"), "--config", str(path)]), capsys, str(tmp_path))
+    refused(call(main, ["--input_img", str(model / "toy.png"), "--config", str(path)]), capsys, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -336,7 +337,7 @@ def test_a_bad_config_file_is_named(model, tmp_path, capsys, text):
 )
 def test_a_wrong_flag_is_named_in_one_line(capsys, arguments, words):
     with pytest.raises(SystemExit) as stopped:
-        main(arguments)
+        call(main, arguments)
     refused(stopped.value.code, capsys, *words)
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ouroboros3d.checkpoint import CheckpointError, load_lgm
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.lgm_unet import sinusoidal_embedding
+from ouroboros3d.models.weights import CheckpointError, load_lgm
 
 C_NOISE = torch.tensor(0.7)
 

@@ -11,15 +11,8 @@ import torch
 from torch import nn
 
 from ouroboros3d.errors import ConfigError
-from ouroboros3d.metrics import (
-    gradient_distance,
-    iou,
-    make_lpips,
-    nearest_distances,
-    point_scores,
-    psnr,
-    ssim,
-)
+from ouroboros3d.evaluation.metrics import gradient_distance, iou, nearest_distances, point_scores, psnr, ssim
+from ouroboros3d.models.lpips import make_lpips
 
 
 def picture(seed: int = 0, count: int = 2, size: int = 32) -> torch.Tensor:

@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from ouroboros3d import diffusion
-from ouroboros3d.build import Models, build_objective
-from ouroboros3d.config import Config
+from ouroboros3d.build import Models
+from ouroboros3d.config.schema import Config
+from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.geometry import unproject
-from ouroboros3d.objective import Draws, Objective, OrbitBatch
+from ouroboros3d.objective import Draws, Objective
+from ouroboros3d.training.setup import build_objective
 
 HEADS, TAILS = torch.tensor(0.9), torch.tensor(0.1)  # with feedback, without
 
@@ -417,7 +419,7 @@ class TestLPIPS:
             calls.append(len(rendered))
             return rendered.new_tensor(0.25)
 
-        monkeypatch.setattr("ouroboros3d.build.make_lpips", lambda: lpips)
+        monkeypatch.setattr("ouroboros3d.training.setup.make_lpips", lambda: lpips)
         return calls
 
     @pytest.mark.parametrize(("warmup", "step", "weight"), [(0, 0, 2.0), (10, 0, 0.0), (10, 5, 1.0), (10, 30, 2.0)])
@@ -431,7 +433,7 @@ class TestLPIPS:
         def refuse():
             raise AssertionError("LPIPS was made")
 
-        monkeypatch.setattr("ouroboros3d.build.make_lpips", refuse)
+        monkeypatch.setattr("ouroboros3d.training.setup.make_lpips", refuse)
         make_objective(lpips_weight=0.0)
         make_objective(lpips_weight=1.0, reconstruction="none")
 

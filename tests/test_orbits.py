@@ -14,15 +14,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ouroboros3d.build import build_dataset, build_objective
 from ouroboros3d.cameras import Cameras, opengl_to_opencv, orbit_poses, relative_to_first
-from ouroboros3d.config import Config
-from ouroboros3d.data.orbits import DamagedOrbit, DataError, OrbitDataset, mirror_poses, read_meta
+from ouroboros3d.config.schema import Config
+from ouroboros3d.data.orbit_files import DamagedOrbit, DataError, read_meta
+from ouroboros3d.data.orbits import OrbitDataset, mirror_poses
+from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.files import OutputError
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.interfaces import Rendering
 from ouroboros3d.rendering import render
+from ouroboros3d.training.setup import build_objective
 
 PARITY = Path(os.environ.get("OUROBOROS3D_PARITY", Path(__file__).parents[1] / "../shared/parity"))
 needs_parity = pytest.mark.skipif(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,10 @@ import torch
 from omegaconf import OmegaConf
 from test_train import TINY, write_orbits
 
-from ouroboros3d.build import build_models, prepare_training
+from ouroboros3d.build import build_models
+from ouroboros3d.cli import call
 from ouroboros3d.objective import Objective
-from ouroboros3d.optimization import make_optimizer
-from ouroboros3d.plan import (
+from ouroboros3d.training.dry_run import (
     GIB,
     AliveBytes,
     Parameters,
@@ -26,8 +25,8 @@ from ouroboros3d.plan import (
     estimate_memory,
     follow_step,
 )
-
-sys.path.insert(0, str(Path(__file__).parent.parent))  # train.py is a script, not part of the package
+from ouroboros3d.training.optimization import make_optimizer
+from ouroboros3d.training.setup import prepare_training
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +130,12 @@ class TestDryRun:
 
     @pytest.fixture(autouse=True)
     def quick(self, monkeypatch):
-        monkeypatch.setattr("ouroboros3d.plan.activation_bytes", lambda _config: 3 * GIB)
+        monkeypatch.setattr("ouroboros3d.training.dry_run.activation_bytes", lambda _config: 3 * GIB)
 
     def run(self, setting: Path, capsys, *overrides: str) -> tuple[int, str, str]:
-        from train import cli
+        from ouroboros3d.cli.train import main
 
-        status = cli(["--config", str(setting / "tiny.yaml"), "--dry_run", *overrides])
+        status = call(main, ["--config", str(setting / "tiny.yaml"), "--dry_run", *overrides])
         out, error = capsys.readouterr()
         return status, " ".join(out.split()), error
 

@@ -3,6 +3,8 @@ import json
 import pytest
 from PIL import Image
 
+from ouroboros3d.cli import call
+
 
 @pytest.fixture
 def script(load_script):
@@ -24,7 +26,7 @@ def test_a_curve_is_the_mean_of_the_lines_that_end_with_it(script, run):
 
 def test_a_panel_a_metric(script, run, tmp_path):
     out = tmp_path / "new" / "curves.png"
-    assert script.cli([str(run), "--metrics", "total", "views_psnr", "--out", str(out)]) == 0
+    assert call(script.main, [str(run), "--metrics", "total", "views_psnr", "--out", str(out)]) == 0
     with Image.open(out) as picture:
         assert picture.width > 2 * picture.height
 
@@ -33,10 +35,10 @@ def test_a_panel_a_metric(script, run, tmp_path):
     ("arguments", "words"), [(["--metrics", "nothing"], "there are total, views_psnr"), (["--smooth", "0"], "--smooth")]
 )
 def test_bad_input_is_one_line(script, run, capsys, arguments, words):
-    assert script.cli([str(run), *arguments]) == 2
+    assert call(script.main, [str(run), *arguments]) == 2
     assert words in capsys.readouterr().err
 
 
 def test_no_run_there(script, tmp_path, capsys):
-    assert script.cli([str(tmp_path / "nowhere")]) == 2
+    assert call(script.main, [str(tmp_path / "nowhere")]) == 2
     assert "metrics.jsonl: cannot be read" in capsys.readouterr().err

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ouroboros3d.build import build_dataset, build_models
-from ouroboros3d.config import load_config
-from ouroboros3d.validation import Validation
+from ouroboros3d.build import build_models
+from ouroboros3d.config.loading import load_config
+from ouroboros3d.data.splits import build_dataset
+from ouroboros3d.evaluation.validation import Validation
 
 ROOT = Path(__file__).parents[1]
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +11,17 @@ from PIL import Image
 trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("embreex")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))  # as for a script that is run
-import render_eval  # noqa: E402
-import render_orbits  # noqa: E402
-
-from ouroboros3d.data.assets import Asset  # noqa: E402
+from ouroboros3d.cli import call, render_eval  # noqa: E402
 from ouroboros3d.data.orbits import OrbitDataset  # noqa: E402
-from ouroboros3d.data.raycast import load_surface, make_surface  # noqa: E402
+from ouroboros3d.datagen.assets import Asset  # noqa: E402
+from ouroboros3d.datagen.raycast import load_surface, make_surface  # noqa: E402
 from ouroboros3d.errors import UserError  # noqa: E402
 
 QUICK = ("--size", 32, "--samples", 2, "--workers", 1)
 
 
 def run(monkeypatch, *arguments) -> int:
-    monkeypatch.setattr(sys, "argv", ["render_eval", *map(str, arguments)])
-    return render_orbits.run_script(render_eval.main)
+    return call(render_eval.main, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

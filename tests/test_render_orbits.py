@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import importlib.util
 import json
 import os
 import select
@@ -21,31 +20,21 @@ from PIL import Image
 trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("embreex")
 
-from ouroboros3d.data import render  # noqa: E402
-from ouroboros3d.data.assets import Asset, hold_out, missing_textures, open_assets, safe_unzip  # noqa: E402
-from ouroboros3d.data.orbits import OrbitDataset, read_meta, read_rgba  # noqa: E402
-from ouroboros3d.data.polygons import clip_ears  # noqa: E402
-from ouroboros3d.data.procedural import random_object  # noqa: E402
-from ouroboros3d.data.raycast import Raycaster, load_surface, make_surface, orbit_pose  # noqa: E402
+from ouroboros3d.cli import call, get_furniture, render_orbits  # noqa: E402
+from ouroboros3d.data.orbit_files import read_meta, read_rgba  # noqa: E402
+from ouroboros3d.data.orbits import OrbitDataset  # noqa: E402
+from ouroboros3d.datagen import orbit_renderer as render  # noqa: E402
+from ouroboros3d.datagen.assets import Asset, hold_out, missing_textures, open_assets, safe_unzip  # noqa: E402
+from ouroboros3d.datagen.polygons import clip_ears  # noqa: E402
+from ouroboros3d.datagen.procedural import random_object  # noqa: E402
+from ouroboros3d.datagen.raycast import Raycaster, load_surface, make_surface, orbit_pose  # noqa: E402
 from ouroboros3d.errors import UserError  # noqa: E402
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look the module up
-    spec.loader.exec_module(module)
-    return module
-
-
-render_orbits, get_furniture = script("render_orbits"), script("get_furniture")
-
-
 def run(monkeypatch, *arguments) -> int:
-    monkeypatch.setattr(sys, "argv", ["render_orbits", *map(str, arguments)])
-    return render_orbits.run_script(render_orbits.main)
+    return call(render_orbits.main, [str(a) for a in arguments])
 
 
 QUICK = ("--size", 16, "--orbits", 1, "--samples", 1, "--workers", 1)
@@ -180,7 +169,6 @@ def test_a_killed_run_leaves_nothing_half_done_and_continues(tmp_path, monkeypat
     arguments = ("--procedural", 4, *QUICK)
     assert run(monkeypatch, *arguments, "--out", tmp_path / "whole") == 0
     out = tmp_path / "killed"
-    monkeypatch.setattr(sys, "argv", ["render_orbits", *map(str, arguments), "--out", str(out)])
 
     original = Image.Image.save
 
@@ -191,7 +179,7 @@ def test_a_killed_run_leaves_nothing_half_done_and_continues(tmp_path, monkeypat
         original(image, path, *args, **kwargs)
 
     monkeypatch.setattr(Image.Image, "save", save)
-    process = get_context("fork").Process(target=render_orbits.main)
+    process = get_context("fork").Process(target=render_orbits.main, args=([*map(str, arguments), "--out", str(out)],))
     alive, held = os.pipe()
     process.start()
     os.close(held)  # so that the run and its workers alone have it

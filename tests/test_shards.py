@@ -11,12 +11,13 @@ import torch
 from test_orbits import SIZE, same, write_orbit
 from torch.utils.data import DataLoader
 
-from ouroboros3d.data.orbits import DataError, OrbitDataset
+from ouroboros3d.cli import call
+from ouroboros3d.data.orbit_files import DataError
+from ouroboros3d.data.orbits import OrbitDataset
 from ouroboros3d.data.shards import INDEX, Shards, read_index, scan_shard
 
 webdataset = pytest.importorskip("webdataset")
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import make_shards  # noqa: E402
+from ouroboros3d.cli import make_shards  # noqa: E402
 
 IDS = ["a", "b.v2", "50%.off", "d" * 120, "e f", "g"]
 
@@ -38,7 +39,7 @@ def folders(tmp_path_factory) -> Path:
 @pytest.fixture
 def shards(folders, tmp_path) -> Path:
     out = tmp_path / "shards"
-    assert make_shards.cli([str(folders), "--out", str(out), "--per_shard", "2"]) == 1  # "g"
+    assert call(make_shards.main, [str(folders), "--out", str(out), "--per_shard", "2"]) == 1  # "g"
     return out
 
 
@@ -77,7 +78,7 @@ def test_webdataset_reads_them(folders, shards):
 
 def test_repeating_gives_the_same_bytes_and_keeps_what_is_current(folders, shards, tmp_path):
     other = tmp_path / "other"
-    assert make_shards.cli([str(folders), "--out", str(other), "--per_shard", "2", "--workers", "2"]) == 1
+    assert call(make_shards.main, [str(folders), "--out", str(other), "--per_shard", "2", "--workers", "2"]) == 1
     assert contents(other) == contents(shards)
     times = {path: path.stat().st_mtime_ns for path in shards.glob("*.tar")}
     # As if it had been killed: one shard not there, one of before a change, and no index yet.
@@ -85,7 +86,7 @@ def test_repeating_gives_the_same_bytes_and_keeps_what_is_current(folders, shard
     first.unlink()
     os.utime(second, (1, 1))
     (shards / INDEX).unlink()
-    assert make_shards.cli([str(folders), "--out", str(shards), "--per_shard", "2"]) == 1
+    assert call(make_shards.main, [str(folders), "--out", str(shards), "--per_shard", "2"]) == 1
     assert contents(other) == contents(shards)
     assert {path for path, time in times.items() if path.stat().st_mtime_ns != time} == {first, second}
 
@@ -131,7 +132,7 @@ def test_damaged_shards_are_named(folders, shards):
 
 def test_bad_input(folders, shards, tmp_path, capsys, monkeypatch):
     def complaint(*arguments) -> str:
-        assert make_shards.cli([str(a) for a in arguments]) == 2
+        assert call(make_shards.main, [str(a) for a in arguments]) == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line and "orbit/s" not in line]
         assert len(lines) == 1 and lines[0].startswith("error: ")
         return lines[0]
@@ -157,7 +158,7 @@ def test_bad_input(folders, shards, tmp_path, capsys, monkeypatch):
 
 
 def test_ids_without_a_folder_are_told(folders, tmp_path, capsys):
-    assert make_shards.cli([str(folders), "--out", str(tmp_path / "out"), "--lists", "val.txt"]) == 0
+    assert call(make_shards.main, [str(folders), "--out", str(tmp_path / "out"), "--lists", "val.txt"]) == 0
     assert "2 orbits in 1 shards" in capsys.readouterr().out
-    assert make_shards.cli([str(folders), "--out", str(tmp_path / "more")]) == 1
+    assert call(make_shards.main, [str(folders), "--out", str(tmp_path / "more")]) == 1
     assert "1 ids have no folder: g" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ouroboros3d.statistics import Interval, bootstrap_mean, group_means, paired_difference, spread_evenly
+from ouroboros3d.evaluation.bootstrap import Interval, bootstrap_mean, group_means, paired_difference, spread_evenly
 
 
 def test_the_mean_and_its_interval_follow_from_the_values_and_the_seed():

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from ouroboros3d.build import compile_networks
 from ouroboros3d.cameras import orbit_poses
-from ouroboros3d.checkpoint import find_weights
+from ouroboros3d.cli import call
+from ouroboros3d.models.weights import find_weights
+from ouroboros3d.training.setup import compile_networks
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # train.py is a script, not part of the package
 TINY = OmegaConf.merge(
     SMALL,
     LEAN,
@@ -71,7 +71,7 @@ def setting(tmp_path_factory) -> Path:
 
 def train(setting: Path, run: str, *overrides: str) -> Path:
     """train.main() in this process; returns the output folder."""
-    from train import main
+    from ouroboros3d.cli.train import main
 
     out = setting / run
     main(["--config", str(setting / "tiny.yaml"), "--device", "cpu", f"train.output_dir={out}", *overrides])
@@ -171,7 +171,7 @@ def test_the_best_is_an_export_with_its_scores(joint):
 
 
 def test_a_run_of_another_configuration_is_not_resumed_and_not_touched(joint, setting, capsys):
-    from train import cli
+    from ouroboros3d.cli.train import main
 
     before = (joint / "config.yaml").read_text()
     arguments = [
@@ -182,7 +182,7 @@ def test_a_run_of_another_configuration_is_not_resumed_and_not_touched(joint, se
         f"train.output_dir={joint}",
         "train.steps=5",
     ]
-    assert cli([*arguments, "train.seed=5", "model.lgm.time_channels=16"]) == 2
+    assert call(main, [*arguments, "train.seed=5", "model.lgm.time_channels=16"]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "of another configuration: model.lgm.time_channels 8 -> 16, train.seed 0 -> 5; set these back" in last
     assert (joint / "config.yaml").read_text() == before
@@ -206,7 +206,7 @@ def test_a_run_of_another_configuration_is_not_resumed_and_not_touched(joint, se
     ],
 )
 def test_bad_input_is_one_line_and_status_2(setting, capsys, overrides, words):
-    from train import cli
+    from ouroboros3d.cli.train import main
 
     arguments = [
         "--config",
@@ -215,7 +215,7 @@ def test_bad_input_is_one_line_and_status_2(setting, capsys, overrides, words):
         "cpu",
         f"train.output_dir={setting / 'bad'}",
     ]
-    assert cli([*arguments, *overrides]) == 2
+    assert call(main, [*arguments, *overrides]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and all(word in last for word in words), last
 
@@ -233,7 +233,7 @@ def test_compiled_networks_keep_their_names_and_values():
 
 
 def test_a_config_that_compiles_calls_for_it(setting, monkeypatch):
-    import train as script
+    from ouroboros3d.cli import train as script
 
     compiled = []
     monkeypatch.setattr(script, "compile_networks", lambda objective: compiled.extend(objective.trained))

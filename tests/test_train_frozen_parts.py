@@ -4,9 +4,9 @@ from conftest import SMALL
 from torch import nn
 
 from ouroboros3d.cameras import Cameras
-from ouroboros3d.config import config_from_dict
+from ouroboros3d.config.loading import config_from_dict
+from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.models.svd import make_vae
-from ouroboros3d.objective import OrbitBatch
 
 
 @pytest.fixture

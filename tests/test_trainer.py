@@ -19,10 +19,12 @@ from accelerate.optimizer import AcceleratedOptimizer
 from PIL import Image
 from torch import Tensor, nn
 
-from ouroboros3d.config import ConfigError, TrainConfig
-from ouroboros3d.optimization import SpikeWatch, learning_rate_factor, make_optimizer
-from ouroboros3d.stream import StepBatches, Stream
-from ouroboros3d.trainer import Trainer, TrainingError, parse_duration
+from ouroboros3d.config.loading import parse_duration
+from ouroboros3d.config.schema import TrainConfig
+from ouroboros3d.errors import ConfigError
+from ouroboros3d.training.optimization import SpikeWatch, learning_rate_factor, make_optimizer
+from ouroboros3d.training.sample_order import StepBatches, Stream
+from ouroboros3d.training.trainer import Trainer, TrainingError
 
 
 class Points(torch.utils.data.Dataset):

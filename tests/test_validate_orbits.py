@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from ouroboros3d.data.orbits import OrbitDataset, read_ids
-from ouroboros3d.data.raycast import DISTANCE, FOV_DEGREES, orbit_pose
-from ouroboros3d.data.validate import check_orbit, check_poses, check_set, good_lists, read_list
+from ouroboros3d.cli import call
+from ouroboros3d.data.orbit_files import read_ids
+from ouroboros3d.data.orbits import OrbitDataset
+from ouroboros3d.datagen.orbit_checks import check_orbit, check_poses, check_set, good_lists, read_list
+from ouroboros3d.datagen.raycast import DISTANCE, FOV_DEGREES, orbit_pose
 
 FRAMES, SIZE = 8, 40
 FACES = {(0, -1): "red", (0, 1): "orange", (1, -1): "blue", (1, 1): "green", (2, -1): "grey", (2, 1): "white"}
@@ -327,6 +329,6 @@ def test_what_cannot_run_ends_with_one_line_and_status_2(script, sound, tmp_path
         "choose another output folder": [sound, "--out", tmp_path / "file" / "out"],
     }
     for reason, arguments in commands.items():
-        assert script.cli([str(a) for a in arguments]) == 2
+        assert call(script.main, [str(a) for a in arguments]) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: ") and reason in said and said.count("\n") == 1

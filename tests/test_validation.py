@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from ouroboros3d.cameras import orbit
-from ouroboros3d.geometry import coordinates_map
+from ouroboros3d.evaluation.validation import Validation, tilts
+from ouroboros3d.feedback import coordinates_map
 from ouroboros3d.rendering import render
-from ouroboros3d.validation import Validation, tilts
 from ouroboros3d.visualize import GAP, LABEL_HEIGHT, LABEL_WIDTH, to_uint8, turntable
 
 

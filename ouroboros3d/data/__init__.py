@@ -1,1 +1,1 @@
-"""Reading orbits for training and photos for inference."""
+"""Orbits on disk to batches."""

@@ -23,16 +23,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ouroboros3d.cameras import frame_indices, intrinsics_from_fov, opengl_to_opencv, relative_to_first
+from ouroboros3d.config.schema import BACKGROUNDS
 from ouroboros3d.data.cache import ViewCache, fill_disk, fill_memory, fingerprint, record_type
 from ouroboros3d.data.orbit_files import (
     DamagedOrbit,
     DataError,
     Ids,
-    OrbitMeta,
     Views,
     read_depth,
     read_ids,
-    read_meta,
     read_poses,
     read_rgba,
     read_views,
@@ -40,21 +39,6 @@ from ouroboros3d.data.orbit_files import (
 )
 from ouroboros3d.data.shards import open_orbits
 
-__all__ = [
-    "BACKGROUNDS",
-    "DamagedOrbit",
-    "DataError",
-    "OrbitDataset",
-    "OrbitMeta",
-    "mirror_poses",
-    "read_depth",
-    "read_ids",
-    "read_meta",
-    "read_rgba",
-    "shift_colors",
-]
-BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
-BACKGROUNDS["random"] = BACKGROUNDS["white"]  # wherever one colour must do: inference and validation
 _log = logging.getLogger(__name__)
 
 

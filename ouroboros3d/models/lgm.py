@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ouroboros3d.cameras import Cameras
-from ouroboros3d.config import LGMConfig
+from ouroboros3d.config.schema import LGMConfig
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.geometry import plucker_maps
 from ouroboros3d.models.lgm_unet import LGMUNet

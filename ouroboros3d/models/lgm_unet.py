@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ouroboros3d.config import LGMConfig
+from ouroboros3d.config.schema import LGMConfig
 
 SKIP_SCALE = math.sqrt(0.5)  # keeps the variance of a sum of two branches
 

@@ -10,9 +10,10 @@ from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
 from ouroboros3d.cameras import Cameras
-from ouroboros3d.config import ConventionsConfig, MultiViewConfig, as_kwargs
+from ouroboros3d.config.loading import as_kwargs
+from ouroboros3d.config.schema import ConventionsConfig, MultiViewConfig
+from ouroboros3d.feedback import Feedback
 from ouroboros3d.geometry import embedded_rays
-from ouroboros3d.interfaces import Feedback
 from ouroboros3d.models.conditioning import RayEncoder, Residuals, feedback_encoder, sum_features
 from ouroboros3d.models.norms import set_norm_groups
 

@@ -15,7 +15,8 @@ from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion 
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from ouroboros3d.config import ImageEncoderConfig, VAEConfig, as_kwargs
+from ouroboros3d.config.loading import as_kwargs
+from ouroboros3d.config.schema import ImageEncoderConfig, VAEConfig
 from ouroboros3d.models.norms import set_norm_groups
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

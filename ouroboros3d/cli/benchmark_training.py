@@ -1,0 +1,134 @@
+"""Times one training step and its parts, what the second pass and options cost, and saving and resuming.
+
+    python scripts/render_orbits.py --procedural 8 --orbits 1 --size 64 --out /tmp/orbits
+    python scripts/benchmark_training.py --config configs/small/joint.yaml --weights checkpoints/small \\
+      data.root=/tmp/orbits data.val=train.txt
+    torchrun --nproc_per_node=2 scripts/benchmark_training.py ... train.batch_size=2    (several processes)
+
+A row is the mean of `--steps` steps after one that is not counted, and its ratio to the first row's. On a shared core
+--cpu_time counts the seconds that this process worked rather than those that passed. Without --weights they are
+random, which suits a model of any size. On a CPU the peak is that of the process so far. Writes to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from ouroboros3d.build import build_models
+from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.schema import Config, PretrainedConfig
+from ouroboros3d.data.splits import build_dataset
+from ouroboros3d.timing import Stopwatch
+from ouroboros3d.training.run_log import peak_memory
+from ouroboros3d.training.setup import build_objective, compile_networks
+from ouroboros3d.training.trainer import Trainer
+
+Timer = Callable[[], float]
+ROWS = {  # changes of (objective, train)
+    "one pass": ({"feedback_probability": 0.0}, {}),
+    "two passes": ({"feedback_probability": 1.0}, {}),
+    "two, checkpointing": ({"feedback_probability": 1.0}, {"gradient_checkpointing": True}),
+    "two, fused": ({"feedback_probability": 1.0}, {"optimizer": "adamw_fused"}),
+    "two, 8 bit": ({"feedback_probability": 1.0}, {"optimizer": "adamw_8bit"}),
+    "two, compiled": ({"feedback_probability": 1.0}, {"compile": True}),
+}
+
+
+def make_trainer(config: Config, dataset: Dataset, device: str | None, timer: Timer) -> Trainer:
+    torch.manual_seed(config.train.seed)
+    models = build_models(config.model)
+    objective = build_objective(models, config)
+    objective.clock = Stopwatch(synchronize=True, timer=timer)
+    if config.train.compile:
+        compile_networks(objective)
+    trainer = Trainer(objective, dataset, config.train, cpu=device == "cpu", settings=config)
+    models.to(trainer.accelerator.device)
+    return trainer
+
+
+def seconds_per_step(trainer: Trainer, steps: int, timer: Timer) -> tuple[float, dict[str, float]]:
+    """Of a whole step, and of its parts."""
+    batches = iter(trainer.loader())
+    trainer.train_step(batches)  # kernels are compiled, caches filled
+    if cuda := trainer.accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    total, parts = 0.0, dict.fromkeys(trainer.clock.seconds, 0.0)
+    for _ in range(steps):
+        trainer.clock.reset()
+        start = timer()
+        trainer.train_step(batches)
+        if cuda:
+            torch.cuda.synchronize()
+        total += (timer() - start) / steps
+        for name, seconds in trainer.clock.seconds.items():
+            parts[name] += seconds / steps
+    return total, parts
+
+
+def save_and_resume(
+    config: Config, dataset: Dataset, trainer: Trainer, device: str | None, timer: Timer
+) -> tuple[float, float]:
+    """Seconds of writing a checkpoint, and of a new process's reading it."""
+    trainer.step = 1
+    start = timer()
+    trainer.save()
+    saved = timer() - start
+    again = make_trainer(config, dataset, device, timer)
+    start = timer()
+    again.resume()
+    return saved, timer() - start
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/small/joint.yaml")
+    parser.add_argument("--weights", metavar="FOLDER", help="a checkpoint to start from")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS)[:3], metavar="ROW", help=f"of {[*ROWS]}")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--cpu_time", action="store_true", help="seconds of work, not of the clock")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    options, overrides = parser.parse_known_args(arguments)
+    timer = time.process_time if options.cpu_time else time.perf_counter
+    run = os.environ.get("TORCHELASTIC_RUN_ID", os.getpid())  # torchrun's: all processes write to one folder
+    folder = Path(tempfile.gettempdir()) / f"benchmark_training_{run}"
+    try:
+        config = load_config(options.config, [*overrides, f"train.output_dir={folder}", "train.tracker=none"])
+        config.model.pretrained = PretrainedConfig(checkpoint=options.weights)
+        config.train.log_every = 1  # on CUDA only steps that are logged are timed
+        first, dataset = 0.0, build_dataset(config, "train")
+        for name in options.rows:
+            objective, train = ROWS[name]
+            output = str(folder / name.replace(" ", "_"))
+            changed = replace(
+                config,
+                objective=replace(config.objective, **objective),
+                train=replace(config.train, **train, output_dir=output),
+            )
+            trainer = make_trainer(changed, dataset, options.device, timer)
+            seconds, parts = seconds_per_step(trainer, options.steps, timer)
+            first = first or seconds
+            if trainer.accelerator.is_main_process:
+                split = ", ".join(f"{part} {s:.2f}" for part, s in sorted(parts.items(), key=lambda item: -item[1]))
+                print(
+                    f"{name:18}: x {seconds / first:.2f}  {seconds:.2f} s a step, {trainer.global_batch / seconds:.2f} "
+                    f"samples/s, peak {peak_memory(trainer.accelerator.device):.2f} GiB; {split}",
+                    flush=True,
+                )
+        saved, resumed = save_and_resume(changed, dataset, trainer, options.device, timer)
+        if trainer.accelerator.is_main_process:
+            size = sum(p.stat().st_size for p in Path(output).rglob("*") if p.is_file()) / 2**20
+            print(f"checkpoint of {size:.0f} MiB: saved in {saved:.2f} s, resumed from in {resumed:.2f} s")
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,49 @@
+"""Writes a model in the layout of diffusers, or in that of the release (two files).
+
+    python scripts/export.py --config configs/small.yaml --out outputs/small
+    python scripts/export.py --config configs/baseline.yaml --ckpt runs/x/export --out x --dtype float16
+    python scripts/export.py --config runs/x/config.yaml --out x \\
+      --trained runs/x/checkpoints/step_00001000/pytorch_model_fsdp.bin
+
+`UNetSpatioTemporalConditionModel.from_pretrained("x", subfolder="unet")`, likewise vae, image_encoder and scheduler;
+`model.pretrained.checkpoint=x` here. Adapters and ray encoders are in conditioning/, LGM in lgm/. --trained takes the
+networks from a training checkpoint (model.safetensors, or FSDP2's pytorch_model_fsdp.bin): not its EMA weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from ouroboros3d.build import build_models
+from ouroboros3d.config.loading import load_config
+from ouroboros3d.diffusion import euler_schedule
+from ouroboros3d.files import check_writable_dir
+from ouroboros3d.models.weights import load_trained, save_checkpoint, save_diffusers
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/small.yaml", help="(default: %(default)s)")
+    parser.add_argument("--ckpt", metavar="FOLDER", help="weights (default: the config's)")
+    parser.add_argument("--out", metavar="FOLDER", required=True)
+    parser.add_argument(
+        "--layout", choices=("diffusers", "release"), default="diffusers", help="(default: %(default)s)"
+    )
+    parser.add_argument("--trained", metavar="FILE", help="weights of a training checkpoint")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    options, overrides = parser.parse_known_args(arguments)
+    if options.ckpt is not None:
+        overrides.append(f"model.pretrained.checkpoint={options.ckpt}")
+    config = load_config(options.config, overrides)
+    models = build_models(config.model)
+    check_writable_dir(options.out)
+    if options.trained is not None:
+        load_trained(options.trained, models)
+    dtype = getattr(torch, options.dtype)
+    if options.layout == "release":
+        save_checkpoint(options.out, models, dtype=dtype, frozen=config.model.pretrained.svd is None)
+    else:
+        save_diffusers(options.out, models, euler_schedule(config.sampler.scheduler, config.sampler.steps), dtype)
+    print(f"wrote {options.out}")

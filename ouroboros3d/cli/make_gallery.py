@@ -1,0 +1,53 @@
+"""Pictures of what the model makes of testset/, for the README.
+
+    python scripts/make_gallery.py [--out docs/images] [key=value ...]
+
+Writes testset.png: a row an image, with the input, four of the generated views and three renders of the Gaussians;
+and steps.png: the recursion on one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ouroboros3d.config.loading import load_config
+from ouroboros3d.inference.photo import load_condition_image
+from ouroboros3d.pipeline import Pipeline, pictures_of
+from ouroboros3d.sampler import last_step
+from ouroboros3d.visualize import StepImages, labelled_grid, save_image, steps_picture, turntable_cameras
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ("armchair", "car", "child_chair", "cup", "lamp", "plant", "sofa", "tricycle")
+STEPS_OF = "sofa"
+TURN = 30  # degrees between turntable cameras; every fourth is shown
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "configs" / "small.yaml"))
+    parser.add_argument("--elevation", type=float, default=12.0, help="of the inputs; those of testset/ have 8 to 20")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    options, overrides = parser.parse_known_args(arguments)
+    config = load_config(options.config, overrides)
+    config.cameras.elevation = options.elevation
+    pipeline = Pipeline(config)
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in IMAGES:
+        picture = load_condition_image(ROOT / "testset" / f"{name}.webp", config.model.image_size)
+        history = []
+        step = last_step(
+            pipeline(picture.tensor, config.sampler.seed),
+            lambda s, h=history: h.append(StepImages(s.index, s.sigma, pictures_of(s)).small()),
+        )
+        cameras = turntable_cameras(TURN, config.turntable.radius, config.turntable.fov, tilt=options.elevation)
+        turned = pipeline.sampler.renderer(step.gaussians, cameras.views([1, 5, 9]), config.turntable.size).rgb[0]
+        views = pictures_of(step)["views"][1::2]
+        rows.append((name, [picture.tensor * 0.5 + 0.5, *views, *turned.clamp(0, 1)]))
+        if name == STEPS_OF:
+            save_image(options.out / "steps.png", steps_picture(history, views=(0, 2, 4)))
+        print(name, pipeline.sampler.clock.summary())
+    columns = ["input", *[f"view {v}" for v in range(1, 8, 2)], *[f"3D, {TURN * i} degrees" for i in (1, 5, 9)]]
+    save_image(options.out / "testset.png", labelled_grid(rows, columns, cell=112))
+    print(f"wrote {options.out / 'testset.png'} and steps.png")

@@ -1,0 +1,77 @@
+"""Draws the curves of training runs from their metrics.jsonl: a panel a metric, a line a run.
+
+    python scripts/plot_metrics.py runs/a runs/b --metrics total views_psnr --out outputs/curves.png
+
+Training losses are means over `train.log_every` steps already; --smooth averages over that many lines more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ouroboros3d.errors import UserError
+from ouroboros3d.files import atomic_path
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl. Raises UserError."""
+    path = run / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); name the train.output_dir of a run") from error
+
+
+def curve(lines: list[dict], metric: str, smooth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a metric, each value the mean of up to `smooth` lines that end with it."""
+    found = [(line["step"], line[metric]) for line in lines if metric in line]
+    steps, values = (
+        (np.array(column, dtype=float) for column in zip(*found, strict=True)) if found else [np.empty(0)] * 2
+    )
+    sums = np.concatenate([[0.0], values.cumsum()])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - smooth, 0)
+    return steps, (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="train.output_dir of each")
+    parser.add_argument("--metrics", nargs="+", default=["total"], help="default: %(default)s")
+    parser.add_argument("--labels", nargs="+", help="of the runs (default: their folders' names)")
+    parser.add_argument("--smooth", type=int, default=1, help="lines (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/curves.png"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    labels = options.labels or [run.name for run in options.runs]
+    if len(labels) != len(options.runs) or options.smooth < 1:
+        raise UserError(f"--labels: one for each of the {len(options.runs)} runs; --smooth: at least 1")
+    runs = [read_metrics(run) for run in options.runs]
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(options.metrics), figsize=(4.5 * len(options.metrics), 3.2), squeeze=False, layout="constrained"
+    )
+    for axis, metric in zip(axes[0], options.metrics, strict=True):
+        curves = [(label, *curve(lines, metric, options.smooth)) for label, lines in zip(labels, runs, strict=True)]
+        if not any(len(steps) for _, steps, _ in curves):
+            names = sorted({name for lines in runs for line in lines for name in line} - {"step", "kind"})
+            raise UserError(f"--metrics {metric}: no run has it; there are {', '.join(names)}")
+        for label, steps, values in curves:
+            if len(steps):
+                axis.plot(steps, values, label=label)
+        axis.set(title=metric, xlabel="step")
+        axis.legend()
+        axis.grid(alpha=0.3)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(options.out) as path:
+        figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    print(f"wrote {options.out}")

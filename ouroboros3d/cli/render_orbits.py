@@ -1,0 +1,158 @@
+"""Render orbits of 16 views around meshes or procedural objects, in the training format.
+
+    <out>/<id>_<orbit>/render_0000.webp ... render_0015.webp, meta.json [, depth.npz]
+    <out>/train.txt, val.txt, test.txt      ids of the folders that are complete
+    <out>/failures.txt                      what could not be rendered, and why (only if anything)
+    <out>/warnings.txt                      what was rendered without a texture it names (only if anything)
+    <out>/render.json                       the options that every picture here shares; others are refused
+
+Input is --assets, a folder of meshes, a zip file of one (also .sh3f), a list of paths, or a csv file (columns id,
+path and maybe split, paths relative to the file; get_furniture.py writes one), or --procedural N. Ids of folders
+and zip files are paths with _ between their parts. glb, gltf, obj, ply and stl are read by both backends, off by
+light alone, fbx by blender alone; of a glTF file its default scene is rendered, or the first if it names none.
+
+Where no splits are given, --val-share of the objects, chosen by a hash of their ids, go to val.txt, the others to
+train.txt.
+
+Every object is centred by its bounding box and scaled so that the sphere around it fills --fill of the picture's
+width, with nothing cut. --backend light (plain wheels: trimesh and embreex) casts rays under a soft sky, two-sided,
+with textures but without reflections; --backend blender (the bpy wheel, see ouroboros3d/data/blender.py) uses
+Cycles, for real data. Both share cameras, normalisation and files, and repeat by --seed.
+
+A missing texture leaves the material's plain colour and a line in warnings.txt and meta.json. Failures are files that
+cannot be read, no triangles or more than --max-faces, vertices that are no numbers, nothing to be seen, and renderers
+that crash. Huge coordinates are normalised in float64; Blender keeps files in float32, in which a small object
+far from its file's origin is coarse.
+
+Finished orbits are skipped and an orbit's folder appears when it is complete, so the command can be stopped and
+repeated. For a job array give every job --shard i/n (i from 0), the same --out, and then run the command once
+without --shard: it tries again what failed and writes the lists. Exit status: 0, or 2 if nothing could be rendered,
+the input is no good or the output cannot be written; failures of single objects are in failures.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ouroboros3d.datagen.assets import SPLITS, Asset, open_assets
+from ouroboros3d.datagen.blender import require_bpy
+from ouroboros3d.datagen.orbit_renderer import (
+    BACKENDS,
+    FILL,
+    MAX_FACES,
+    SAMPLES,
+    Settings,
+    prepare_out,
+    render_asset,
+    render_set,
+    write_lists,
+)
+from ouroboros3d.datagen.raycast import DISTANCE, FOV_DEGREES
+from ouroboros3d.errors import UserError
+
+
+def procedural_assets(count: int) -> list[Asset]:
+    """Numbered procedural objects; every fiftieth is for validation."""
+    return [Asset(f"procedural_{i:06d}", "val" if i % 50 == 49 else "train", None, i) for i in range(count)]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """i/n with 0 <= i < n."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"'{text}' is not i/n with i from 0 to n - 1, like 0/4")
+    return int(match[1]), int(match[2])
+
+
+def add_render_options(parser: argparse.ArgumentParser) -> None:
+    """The options that render_eval.py shares."""
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="root folder of the orbits")
+    add("--size", type=int, default=512, help="pixels a side (%(default)s; small model: 64)")
+    add("--depth", type=int, default=0, metavar="PIXELS", help="write depth.npz with maps of this size (0: none)")
+    add("--samples", type=int, help="light: rays per pixel and axis (3); blender: paths per pixel (64)")
+    add("--fill", type=float, default=FILL, help="the object's sphere, as a share of the width (%(default).3f)")
+    add("--fov", type=float, default=FOV_DEGREES, help="field of view in degrees (%(default)s)")
+    add("--distance", type=float, default=DISTANCE, help="of the camera, in world units (%(default)s)")
+    add("--limit", type=int, help="render the first so many objects only")
+    add("--up", choices=("y", "z"), default="y", help="up axis of the mesh files (%(default)s; an fbx says its own)")
+    add("--backend", choices=sorted(BACKENDS), default="light", help="what renders (%(default)s)")
+    add("--device", choices=("cpu", "gpu"), default="cpu", help="where Cycles runs (%(default)s)")
+    add("--denoise", action="store_true", help="let Cycles denoise; off, so that pictures repeat exactly")
+    add("--max-faces", type=int, default=MAX_FACES, metavar="N", help="refuse objects with more (%(default)s)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+
+
+def make_settings(parser: argparse.ArgumentParser, args: argparse.Namespace, **changes: Any) -> Settings:
+    """Settings from add_render_options; what is impossible ends the program with a line."""
+    for name in ("size", "orbits", "samples", "workers", "limit", "max_faces"):
+        if (getattr(args, name, None) or 1) < 1 or getattr(args, name, None) == 0:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if args.depth < 0:
+        parser.error("--depth must not be negative")
+    if not 0 < args.fov < 180 or not 0 < args.fill <= 1 or not 0 < args.distance < np.inf:
+        parser.error("--fov must lie between 0 and 180, --fill in (0, 1], and --distance be positive")
+    if args.backend == "blender":
+        require_bpy()
+    shared = {k: getattr(args, k) for k in ("out", "size", "depth", "up", "backend", "fov", "distance", "fill")}
+    return Settings(
+        **shared,
+        samples=args.samples or SAMPLES[args.backend],
+        device=args.device,
+        denoise=args.denoise,
+        threads=max(1, (os.cpu_count() or 1) // args.workers),
+        max_faces=args.max_faces,
+        **changes,
+    )
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--assets", type=Path, help="folder, zip, list or csv file (id, path, split)")
+    source.add_argument("--procedural", type=int, metavar="N", help="render N random objects")
+    parser.add_argument("--orbits", type=int, default=2, help="orbits per object (%(default)s)")
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        default=0.02,
+        metavar="SHARE",
+        help="of assets without splits, for val.txt; one at least of several, or 0 (%(default)s)",
+    )
+    parser.add_argument("--split", choices=SPLITS, help="render this split only")
+    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="render every N-th object, from number I")
+    parser.add_argument("--seed", type=int, default=0, help="of elevations, azimuths, noise and procedural objects")
+    add_render_options(parser)
+    args = parser.parse_args(arguments)
+    if args.seed < 0 or (args.procedural is not None and args.procedural < 1):
+        parser.error("--seed must not be negative, --procedural must be at least 1")
+    if not 0 <= args.val_share < 1:
+        parser.error("--val-share must be a share from 0 up to but not including 1")
+    settings = make_settings(parser, args, orbits=args.orbits, seed=args.seed)
+    if args.procedural and args.backend != "light":
+        parser.error("--procedural objects are for --backend light")
+    listed = nullcontext(procedural_assets(args.procedural)) if args.procedural else open_assets(args.assets)
+    with listed as assets:
+        chosen = [a for a in assets if args.split in (None, a.split or "train")][: args.limit]
+        shard = ""
+        if args.shard:
+            chosen = chosen[args.shard[0] :: args.shard[1]]
+            shard = ".{}-of-{}".format(*args.shard)
+        if not chosen:
+            raise UserError(f"{args.assets or args.procedural}: nothing to render in this split or shard")
+        prepare_out(settings)
+        render_set(chosen, partial(render_asset, settings=settings), settings, args.workers, shard)
+    if shard:
+        print("after the last shard run the command without --shard: it writes the lists")
+        return
+    for report in (*settings.out.glob("failures.*-of-*.txt"), *settings.out.glob("warnings.*-of-*.txt")):
+        report.unlink()
+    print(f"{settings.out}: orbits {write_lists(assets, settings, args.val_share)}")

@@ -1,0 +1,65 @@
+"""Trains Ouroboros3D on orbits of objects.
+
+    python train.py --config configs/small/joint.yaml [key=value ...]
+    torchrun --nproc_per_node=8 train.py --config configs/mv/svd_lgm_rgb_ccm_lvis.yaml
+    python train.py --config configs/small/joint.yaml --dry_run
+
+Writes checkpoints/, validation/, metrics.jsonl, export/ and best/ (weights for inference.py) to `train.output_dir`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from accelerate.utils import set_seed
+
+from ouroboros3d.build import build_models, check_renderer
+from ouroboros3d.config.loading import load_config
+from ouroboros3d.data.splits import build_dataset, check_split
+from ouroboros3d.errors import UserError
+from ouroboros3d.evaluation.validation import Validation
+from ouroboros3d.models.weights import save_checkpoint
+from ouroboros3d.training.dry_run import describe
+from ouroboros3d.training.setup import build_objective, compile_networks
+from ouroboros3d.training.trainer import Trainer
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/small.yaml", help="YAML file (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what the machine has")
+    parser.add_argument("--dry_run", action="store_true", help="print the plan of the run; run and write nothing")
+    parser.add_argument("--resume", metavar="auto|never|FOLDER", help="the same as train.resume=")
+    options, overrides = parser.parse_known_args(arguments)
+    if options.resume is not None:
+        overrides.append(f"train.resume={options.resume}")
+    config = load_config(options.config, overrides)
+    if options.dry_run:
+        text, problems = describe(config)
+        print(text)
+        if problems:
+            raise UserError(f"this run would not start: {'; '.join(problems)}")
+        return
+    set_seed(config.train.seed)  # of Python, numpy and torch, all of which checkpoints hold
+
+    dataset, held_out = build_dataset(config, "train"), build_dataset(config, "val")
+    check_split(dataset, held_out, config)
+    models = build_models(config.model)
+    objective = build_objective(models, config)
+    if config.train.compile:
+        compile_networks(objective)
+    own_parts = config.model.pretrained.svd is None  # a small model's VAE and encoder travel with it
+    trainer = Trainer(
+        objective,
+        dataset,
+        config.train,
+        export=lambda folder: save_checkpoint(folder, models, dtype=torch.float16, frozen=own_parts),
+        cpu=options.device == "cpu",
+        settings=config,
+        workers=config.data.workers,
+    )
+    check_renderer(config, trainer.accelerator.device)
+    models.to(trainer.accelerator.device)
+    trainer.validate = Validation(models, config, held_out, trainer.accelerator.device)
+    trainer.run()

@@ -1,0 +1,1 @@
+"""Meshes to orbits; nothing else of the package imports it."""

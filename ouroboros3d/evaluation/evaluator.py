@@ -1,0 +1,267 @@
+"""Scores of a model on held-out orbits: the loop from one view, and the reconstructor alone on true views.
+
+`Evaluator` scores every orbit with its extra cameras and baselines (examples.py), `evaluate` runs it over a list,
+resumable (results.py) and on several processes. docs/evaluation.md defines every column.
+Shapes: B batch, V views. Pictures are compared on [0, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ouroboros3d.build import Models, build_renderer, build_sampler
+from ouroboros3d.cameras import Cameras
+from ouroboros3d.config.loading import as_kwargs
+from ouroboros3d.config.schema import BACKGROUNDS, Config
+from ouroboros3d.data.batch import OrbitBatch
+from ouroboros3d.data.orbit_files import read_ids
+from ouroboros3d.data.splits import build_dataset
+from ouroboros3d.errors import ConfigError, UserError
+from ouroboros3d.evaluation.bootstrap import spread_evenly
+from ouroboros3d.evaluation.examples import Baselines, Example, Target, load_example, object_of, thin
+from ouroboros3d.evaluation.metrics import SOLID, picture_silhouette, point_scores, psnr, score_images
+from ouroboros3d.evaluation.result_folder import Store
+from ouroboros3d.evaluation.score_tables import Row, key, object_name, rounded
+from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.interfaces import Rendering
+from ouroboros3d.models.lpips import Lpips, make_lpips
+from ouroboros3d.sampler import last_step, noise_seed
+from ouroboros3d.visualize import save_image
+
+
+class Evaluator:
+    """One model on one device: examples in, rows of scores and pictures out."""
+
+    def __init__(
+        self,
+        models: Models,
+        config: Config,
+        device: torch.device,
+        lpips: Lpips | None = None,
+        baselines: Callable[[Example], dict[str, Tensor]] | None = None,
+    ) -> None:
+        self.models, self.config, self.device = models, config, device
+        self.lpips, self.baselines = lpips, baselines
+        self.sampler, self.renderer = build_sampler(models, config), build_renderer(config)
+        self.background = BACKGROUNDS[config.data.background]
+
+    @torch.no_grad()
+    def __call__(self, examples: Sequence[Example], seed: int) -> list[tuple[Row, dict[str, Tensor]]]:
+        """A row, and its pictures [V, 3, H, W] in [0, 1] by name, of each example. Raises NumericalError."""
+        batch = OrbitBatch.collate([example.item for example in examples]).to(self.device)
+        noise = self.sampler.draw_noise([noise_seed(seed, name) for name in batch.ids], batch.images.shape[1])
+        step = last_step(self.sampler(batch.images[:, 0], batch.cameras, noise.to(self.device), every_step=False))
+        clean = self.models.lgm(batch.images, batch.cameras, batch.images.new_zeros(()))
+        views = (step.views.float() * 0.5 + 0.5).clamp(0, 1)
+        return [
+            self._row(example, seed, views[i], step.gaussians.scene(i), clean.scene(i))
+            for i, example in enumerate(examples)
+        ]
+
+    def _row(
+        self, example: Example, seed: int, views: Tensor, loop: Gaussians, clean: Gaussians
+    ) -> tuple[Row, dict[str, Tensor]]:
+        targets = {name: target.to(self.device) for name, target in example.targets.items()}
+        truth = targets["generated"]
+        values: dict[str, float] = {
+            "elevation": example.elevation,
+            "other_elevation": example.other_elevation,
+        }
+        shapes = picture_silhouette(views, self.background)
+        values |= self._scores("views_all", views, shapes, truth)
+        values |= self._scores("views_novel", views[1:], shapes[1:], truth, skip=1)
+        pictures = {"truth": truth.images, "views": views}
+        for name, gaussians in (("render", loop), ("clean", clean)):
+            for place, target in targets.items():
+                rendering = self._render(gaussians, target.cameras)
+                rgb, shape = rendering.rgb[0], rendering.alpha[0] > SOLID
+                if place != "generated":
+                    values |= self._scores(f"{name}_{place}", rgb, shape, target)
+                    continue
+                if name == "render":
+                    pictures["3D"] = rgb
+                    values |= self._scores("render_all", rgb, shape, target)
+                values |= self._scores(f"{name}_novel", rgb[1:], shape[1:], target, skip=1)
+        for name in [c.removeprefix("views_novel_") for c in values if c.startswith("views_novel_")]:
+            values[f"delta_{name}"] = values[f"views_novel_{name}"] - values[f"render_novel_{name}"]
+        values["agreement_psnr"] = psnr(pictures["3D"][1:], views[1:]).mean().item()
+        if example.points is not None:
+            solid = loop.means[0][loop.opacities[0] > SOLID].double().cpu()
+            world = solid @ example.to_world[:3, :3].T + example.to_world[:3, 3]
+            values |= point_scores(thin(world.float()), example.points)
+        for name, images in self.baselines(example).items() if self.baselines else ():
+            images = images.to(self.device)
+            values |= self._scores(name, images[1:], picture_silhouette(images[1:], self.background), truth, skip=1)
+        row: Row = {"object": example.object, "id": example.item["id"], "seed": seed}
+        return row | {name: rounded(value) for name, value in values.items()}, pictures
+
+    def _render(self, gaussians: Gaussians, cameras: Cameras) -> Rendering:
+        rendering = self.renderer(gaussians, cameras, self.config.model.image_size)
+        return replace(rendering, rgb=rendering.rgb.clamp(0, 1))
+
+    def _scores(self, name: str, images: Tensor, shape: Tensor, truth: Target, skip: int = 0) -> dict[str, float]:
+        """Of one object's pictures [V, 3, H, W]; `skip` of the truth's first views are left out."""
+        scores = score_images(
+            images[None], truth.images[None, skip:], truth.alpha[None, skip:], shape[None], self.lpips
+        )
+        return {f"{name}_{metric}": value.item() for metric, value in scores.items()}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to evaluate, beside the configuration (whose `data.val` names the list)."""
+
+    objects: int = 0  # spread evenly over the list's; 0 = all
+    every_orbit: bool = False  # look at an object from the first frame of each of its orbits, not of the first alone
+    seeds: tuple[int, ...] = (0,)  # of the sampling noise
+    batch: int = 4
+    baselines: bool = True
+    points: Path | None = None  # where <id>/points.npz are
+    out: Path | None = None  # objects.csv, settings.json, pictures/
+    worst: int = 2  # objects of each kind in the grid
+
+
+def evaluate(models: Models, config: Config, device: torch.device, options: Options) -> tuple[list[Row], list[str]]:
+    """The rows of all asked orbits and seeds, in every process, and notes on what could not be measured.
+
+    With `options.out` finished rows are kept as they come and not made again; under torchrun every process takes its
+    share. Raises UserError.
+    """
+    state = PartialState()
+    dataset = build_dataset(replace(config, data=replace(config.data, cache="none")), "val")
+    lpips, notes = _try_lpips()
+    training = _training_list(config)
+    baselines = options.baselines and training is not None
+    if options.baselines and not baselines:
+        notes.append(f"the baselines are absent: {config.data.root} has no {config.data.train}")
+    objects = [object_of(dataset.root, name) for name in dataset.ids]
+    chosen = choose_orbits(objects, options.objects, options.every_orbit)
+    notes += _overlap(training, {objects[i] for i in chosen})
+    size = batch_size(config, options.batch)
+    batches = [(seed, part) for seed in options.seeds for part in _chunks(chosen, size, config)]
+
+    store = Store(options.out, settings(models, config, options, lpips, baselines)) if options.out else Store()
+    finished = store.start(state)
+    whole = config.sampler.feedback_of == "another"  # then the batch belongs to the result
+    pending = []
+    for seed, part in batches:
+        missing = [i for i in part if (dataset.ids[i], seed) not in finished]
+        if missing:
+            pending.append((seed, part if whole else missing))
+    evaluator = Evaluator(models.eval(), config, device, lpips, Baselines(config) if baselines and pending else None)
+    rows: list[Row] = []
+    bar = tqdm(pending[state.process_index :: state.num_processes], unit="batch", disable=not state.is_main_process)
+    for seed, part in bar:
+        made = evaluator([load_example(dataset, i, options.points) for i in part], seed)
+        if seed == options.seeds[0]:
+            for row, pictures in made:
+                store.picture(row, pictures)
+        rows += [row for row, _ in made]
+        store.add([row for row, _ in made])
+    everything = {key(row): row for row in [*finished.values(), *gather_object(rows)]}
+    store.finish(state, list(everything.values()))
+    wanted = [(dataset.ids[i], seed) for seed, part in batches for i in part]
+    asked = [everything[k] for k in wanted]
+    if options.points is not None and not any("chamfer" in row for row in asked):
+        notes.append(f"{options.points}: has no <id>/points.npz of any evaluated orbit; no Chamfer distance")
+    if options.out and state.is_main_process:
+        first = [row for row in asked if row["seed"] == options.seeds[0]]
+        if (picture := store.extremes(first, options.worst)) is not None:
+            save_image(options.out / "grid.png", picture)
+    state.wait_for_everyone()
+    return asked, notes
+
+
+def choose_orbits(objects: Sequence[str], count: int = 0, every_orbit: bool = False) -> list[int]:
+    """Indices into a list of orbits, of which `objects` are the objects: of `count` objects spread evenly (0 = all),
+    the first orbit or every one of each."""
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(objects):
+        groups.setdefault(name, []).append(index)
+    return [i for group in spread_evenly(list(groups.values()), count) for i in (group if every_orbit else group[:1])]
+
+
+def batch_size(config: Config, asked: int) -> int:
+    """1 where the conventions mix the samples of a batch (the release's context order and decoding in chunks)."""
+    conventions = config.model.conventions
+    mixes = conventions.temporal_context == "release" or conventions.decode_chunk > 0
+    if config.sampler.feedback_of == "another":
+        if mixes:
+            raise ConfigError(
+                "sampler.feedback_of = another: needs a batch, which the release's conventions would mix; set "
+                "model.conventions.temporal_context=textbook model.conventions.decode_chunk=0"
+            )
+        return max(asked, 2)
+    return 1 if mixes else max(asked, 1)
+
+
+def _chunks(chosen: list[int], size: int, config: Config) -> list[list[int]]:
+    parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    if config.sampler.feedback_of == "another" and len(parts[-1]) == 1:
+        if len(parts) == 1:
+            raise UserError("sampler.feedback_of = another: there is no second object; evaluate two or more")
+        last = parts.pop()
+        parts[-1] = parts[-1] + last
+    return parts
+
+
+def _try_lpips() -> tuple[Lpips | None, list[str]]:
+    """LPIPS and a note if it cannot be had."""
+    try:
+        return make_lpips(reduce=False), []
+    except ConfigError:
+        return None, ["LPIPS is absent: it needs torchvision and its VGG weights, which cannot be had here"]
+
+
+def _training_list(config: Config) -> Path | None:
+    path = Path(config.data.root) / config.data.train
+    return path if path.is_file() else None
+
+
+def _overlap(training: Path | None, seen: set[str]) -> list[str]:
+    """A note if evaluated objects are in the training list."""
+    trained = {object_name(name) for name in read_ids(training)} if training else set()
+    both = len(seen & trained)
+    return [f"WARNING: {both} of {len(seen)} objects are in {training}: these are not held out"] if both else []
+
+
+def settings(models: Models, config: Config, options: Options, lpips: Lpips | None, baselines: bool) -> dict:
+    """What the rows depend on: rows of other settings do not belong into the same table. Objects and seeds are not
+    among them, so that a table can grow."""
+    model = as_kwargs(config.model)
+    del model["pretrained"]  # where the weights lay says nothing: their values do
+    sampler = as_kwargs(config.sampler)
+    del sampler["seed"]
+    return {
+        "weights": weights_digest(models),
+        "dtype": str(models.unet.unet.dtype),
+        "model": model,
+        "sampler": sampler,
+        "views": config.cameras.num_views,
+        "frames": config.cameras.orbit_frames,
+        "data": {"root": str(config.data.root), "background": config.data.background},
+        "lpips": "vgg" if lpips else None,
+        "baselines": config.data.train if baselines else None,
+        "points": str(options.points) if options.points else None,
+        "batch": options.batch if config.sampler.feedback_of == "another" else "any",
+    }
+
+
+def weights_digest(models: Models) -> str:
+    """16 hexadecimal digits that change with any network's weights, from the sums of each tensor (a hash of every
+    byte would take a minute at full size)."""
+    digest = hashlib.sha256()
+    for module in (models.unet, models.lgm, models.svd):
+        for name, tensor in sorted(module.state_dict().items()):
+            x = tensor.double()
+            digest.update(f"{name} {tuple(x.shape)} {x.sum().item():.9e} {x.abs().sum().item():.9e}".encode())
+    return digest.hexdigest()[:16]

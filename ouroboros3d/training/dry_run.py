@@ -1,0 +1,306 @@
+"""What a run takes, found without running it: parameters, memory, samples, data, folder.
+
+The networks are made of tensors that have shapes and no values (FakeTensorMode). One whole joint step of the full-size
+model is followed on them in seconds, forward and backward, counting the bytes of every tensor that is alive.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import weakref
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ouroboros3d.build import Models, build_models, located
+from ouroboros3d.cameras import Cameras, orbit
+from ouroboros3d.config.schema import Config, PretrainedConfig
+from ouroboros3d.data.batch import OrbitBatch
+from ouroboros3d.data.orbits import OrbitDataset
+from ouroboros3d.data.splits import build_dataset, check_split
+from ouroboros3d.errors import UserError
+from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.interfaces import Rendering
+from ouroboros3d.objective import Objective
+from ouroboros3d.training.checkpoints import Checkpoints
+from ouroboros3d.training.setup import prepare_training
+
+GIB = 2**30
+STRATEGIES = ("ddp", "zero2", "fsdp2")
+BUCKET = 500_000_000  # elements that DeepSpeed reduces at once, its default
+EIGHT_BIT_STATE = 1 + 4 / 256  # bytes of a number in bitsandbytes' states: itself and a float32 scale for each 256
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers in the parts of a model, all of them and those that are trained."""
+
+    all: dict[str, int]
+    trained: dict[str, int]
+
+    @property
+    def total_trained(self) -> int:
+        return sum(self.trained.values())
+
+    @property
+    def total_frozen(self) -> int:
+        return sum(self.all.values()) - self.total_trained
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one process needs."""
+
+    weights: int
+    frozen: int
+    gradients: int
+    optimizer: int
+    ema: int
+    activations: int  # and temporaries: the most that is alive at once in a step
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+
+def count_parameters(config: Config) -> Parameters:
+    """Without memory and without weights."""
+    with torch.device("meta"):
+        models = _bare_models(config)
+    prepare_training(models, config)
+    everything = {name: list(part.parameters()) for name, part in models.parts.items()}
+    return Parameters(
+        {name: sum(p.numel() for p in ps) for name, ps in everything.items()},
+        {name: sum(p.numel() for p in ps if p.requires_grad) for name, ps in everything.items()},
+    )
+
+
+def estimate_memory(
+    config: Config, parameters: Parameters, activations: int, strategy: str = "ddp", processes: int = 1
+) -> Memory:
+    """What a process holds under a strategy (docs/training.md says how each is counted).
+
+    ddp: everything in float32 on every process, and buckets as large as the gradients if there are several.
+    zero2: weights in the half precision (float32 without one); gradients and optimiser states, with a float32 copy of
+    the weights, are shared out; one bucket for reducing. fsdp2: weights, gradients and states shared out in float32.
+    The frozen parts and EMA weights are float32 and whole everywhere; fsdp2 has no EMA.
+    """
+    trained, train = parameters.total_trained, config.train
+    half = train.mixed_precision != "fp32"
+    states = round(trained * 2 * (EIGHT_BIT_STATE if train.optimizer == "adamw_8bit" else 4))
+    ema = 4 * trained if train.ema_decay and strategy != "fsdp2" else 0
+    if strategy == "ddp":
+        weights, optimizer, gradients = 4 * trained, states, 4 * trained * (1 if processes == 1 else 2)
+    elif strategy == "zero2":
+        size = 2 if half else 4
+        weights, optimizer = size * trained, (4 * trained + states) // processes
+        gradients = size * (trained // processes + min(BUCKET, trained))
+    elif strategy == "fsdp2":
+        weights, gradients, optimizer = (x // processes for x in (4 * trained, 4 * trained, states))
+    else:
+        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+    return Memory(weights, 4 * parameters.total_frozen, gradients, optimizer, ema, activations)
+
+
+def activation_bytes(config: Config, half_weights: bool = False) -> int:
+    """The most that one step of the configured objective and batch has alive at once, beside weights and gradients.
+
+    With `mixed_precision`, as CUDA's autocast has it: matrix products in half precision, normalisations in float32.
+    `half_weights` instead: networks cast as a whole, as DeepSpeed does. A step with feedback is followed. Stand-ins
+    take the places of LPIPS (VGG's layers) and of the renderer, whose own needs are not counted.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        models = _bare_models(config)
+        prepare_training(models, config)
+        half = config.train.mixed_precision != "fp32"
+        if half and half_weights:
+            _halve(models.unet)
+            _halve(models.lgm)
+        lpips = _VGG() if config.objective.uses_lpips else None
+        objective = Objective(models.unet, models.svd, models.lgm, _flat_renderer, config, lpips)
+        if half and not half_weights:
+            for network in (models.unet, models.lgm, models.svd):
+                _normalise_in_float32(network)
+        for parameter in objective.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        return follow_step(objective, blank_batch(config), half and not half_weights)
+
+
+def follow_step(objective: Objective, batch: OrbitBatch, autocast: bool = False) -> int:
+    """Runs one step, forward and backward, with feedback where there is any; the most bytes its tensors had alive."""
+    draws = objective.draw(0, 10**9, list(range(len(batch.ids))), batch)
+    draws = replace(draws, feedback=1.0)  # a number: a tensor without values has no truth
+    with AliveBytes() as alive:
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=autocast):
+            total = objective(batch, draws)["total"]
+        total.backward()
+    return alive.peak
+
+
+class AliveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors made inside of it that are alive: `now`, and `peak` for the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
+                self._known.add(storage)
+                self._change(storage.nbytes())
+                weakref.finalize(storage, self._change, -storage.nbytes())
+        return result
+
+    def _change(self, count: int) -> None:
+        self.now += count
+        self.peak = max(self.peak, self.now)
+
+
+def _bare_models(config: Config) -> Models:
+    """Of the configured dimensions, whatever weights are configured."""
+    bare = copy.copy(config.model)
+    bare.pretrained = PretrainedConfig()
+    return build_models(bare)
+
+
+def blank_batch(config: Config) -> OrbitBatch:
+    """A batch of the configured shapes without content."""
+    objective, size = config.objective, config.model.image_size
+
+    def views(count: int, extra: OrbitBatch | None) -> OrbitBatch:
+        one = orbit([360.0 * i / count for i in range(count)])
+        batch = config.train.batch_size
+        cameras = Cameras(one.c2w.expand(batch, -1, -1, -1), one.K.expand(batch, -1, -1, -1))
+        images = torch.zeros(batch, count, 3, size, size)
+        return OrbitBatch(images, cameras, [""] * batch, images[:, :, :1], images[:, :, :1], extra)
+
+    extra = views(objective.extra_views, None) if objective.extra_views else None
+    return views(config.cameras.num_views, extra)
+
+
+def _flat_renderer(gaussians: Gaussians, cameras: Cameras, size: int, background: Tensor | None = None) -> Rendering:
+    """Pictures of the right shape that depend on every Gaussian."""
+    value = gaussians.to_tensor().mean(dim=(1, 2))
+    image = value[:, None, None, None, None] + value.new_zeros(*cameras.c2w.shape[:2], 3, size, size)
+    return Rendering(image, image[:, :, :1], image[:, :, 1:2])
+
+
+class _VGG(nn.Module):
+    """VGG-16's convolutions and a distance after each level: what LPIPS keeps for the gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, 64, 128, 256, 512, 512]
+        self.levels = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(widths[i] if j == 0 else w, w, 3, padding=1) for j in range(2 if i < 2 else 3))
+            for i, w in enumerate(widths[1:])
+        )
+        self.requires_grad_(False)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        total = prediction.new_zeros(())
+        pictures = [prediction, target]
+        for index, level in enumerate(self.levels):
+            if index:
+                pictures = [nn.functional.max_pool2d(x, 2) for x in pictures]
+            for convolution in level:
+                pictures = [convolution(x).relu() for x in pictures]
+            one, other = (nn.functional.normalize(x, dim=1) for x in pictures)
+            total = total + ((one - other) ** 2).mean()
+        return total
+
+
+def _normalise_in_float32(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            module.register_forward_pre_hook(lambda _module, args: (args[0].float(), *args[1:]))
+
+
+def _halve(network: nn.Module) -> None:
+    """`network.bfloat16()`, which tensors without values refuse."""
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                half = nn.Parameter(parameter.detach().bfloat16(), parameter.requires_grad)
+                module._parameters[name] = half
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def describe(config: Config, processes: int | None = None) -> tuple[str, list[str]]:
+    """The plan of a run on `processes` (by default as many as torchrun announces), and what would stop it."""
+    processes = processes or int(os.environ.get("WORLD_SIZE", "1"))
+    data, words, problems = _describe_data(config)
+    train = config.train
+    parameters = count_parameters(config)
+    rows = [f"{'':16}{'all':>12}{'trained':>12}   million parameters"]
+    for name, count in parameters.all.items():
+        rows.append(f"  {name:14}{count / 1e6:12.2f}{parameters.trained[name] / 1e6:12.2f}")
+    rows.append(f"  {'sum':14}{sum(parameters.all.values()) / 1e6:12.2f}{parameters.total_trained / 1e6:12.2f}")
+
+    samples = train.batch_size * train.gradient_accumulation * processes
+    objects = len(data.get("train", ()))
+    epochs = f", {train.steps * samples / objects:.1f} epochs" if objects else ""
+    if 0 < objects < samples:
+        problems.append(f"{samples} samples a step, and the training set has {objects}")
+    problems = list(dict.fromkeys(problems))
+    limit = f", or {train.time_budget} of training" if train.time_budget else ""
+    memory = estimate_memory(config, parameters, activation_bytes(config), "ddp", processes)
+    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in vars(memory).items() if size)
+    for key in ("lgm", "vae", "image_encoder", "unet", "checkpoint"):
+        path = getattr(located(config.model.pretrained), key)
+        if path is not None and not Path(path).exists():
+            problems.append(f"model.pretrained.{key} = {path}: is not there")
+    lines = [
+        "parameters",
+        *rows,
+        f"batch       {train.batch_size} a process x {train.gradient_accumulation} accumulated x {processes} processes"
+        f" = {samples} samples a step",
+        f"steps       {train.steps} = {train.steps * samples} samples{epochs}{limit}",
+        f"memory      {memory.total / GIB:.2f} GiB a process ({parts}), {train.mixed_precision}, estimated",
+        f"data        {words}",
+        f"output      {_describe_output(config)}",
+        *(f"problem     {problem}" for problem in problems),
+    ]
+    return "\n".join(lines), problems
+
+
+def _describe_data(config: Config) -> tuple[dict[str, OrbitDataset], str, list[str]]:
+    """Both sets as far as they are there, a line about them, and problems. An orbit of each is read."""
+    uncached = replace(config, data=replace(config.data, cache="none"))
+    found, words, problems = {}, [], []
+    for split in ("train", "val"):
+        name = getattr(config.data, split)
+        try:
+            found[split] = build_dataset(uncached, split)
+            shape = " x ".join(map(str, found[split][0]["images"].shape))
+            words.append(f"{len(found[split])} orbits in {name}, {shape} of each")
+        except UserError as error:
+            problems.append(str(error))
+            words.append(f"none in {name}")
+    if len(found) == 2:
+        try:
+            check_split(*found.values(), config)
+        except UserError as error:
+            problems.append(str(error))
+    return found, f"{config.data.root}: {'; '.join(words)}", problems
+
+
+def _describe_output(config: Config) -> str:
+    folder, resume = Path(config.train.output_dir), config.train.resume
+    saved = Checkpoints(folder / "checkpoints", config.train.keep).newest_first()
+    if resume == "never" or (resume == "auto" and not saved):
+        return f"{folder}: {'is there, starts over' if folder.exists() else 'is new'}"
+    return f"{folder}: resumes from {saved[0] if resume == 'auto' else resume}"

@@ -1,0 +1,1 @@
+"""Tensors recorded from the release, and the code that compares ours with them."""
