@@ -1,71 +1,429 @@
-"""One model on one device: condition image in, the steps of the loop out."""
+"""The Python door: one model on one device, pictures in, 3D objects out.
+
+    pipe = Ouroboros3DPipeline.from_pretrained("checkpoints/small")
+    output = pipe("testset/armchair.webp", elevation=20, seed=0)
+    output[0].save("chair.ply")
+
+It drives the one sampler of sampler.py. Shapes: B pictures, V views, H = W pixels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from ouroboros3d.build import build_cameras, build_models, build_sampler, check_renderer
-from ouroboros3d.config.schema import Config
-from ouroboros3d.errors import ConfigError, UserError
+from ouroboros3d.build import (
+    Models,
+    build_cameras,
+    build_models,
+    build_renderer,
+    build_sampler,
+    check_renderer,
+    located,
+)
+from ouroboros3d.cameras import Cameras
+from ouroboros3d.config.checks import check_config
+from ouroboros3d.config.loading import load_config, save_config
+from ouroboros3d.config.schema import BACKGROUNDS, Config
+from ouroboros3d.devices import DTYPE_NAMES, DeviceError, pick_device
+from ouroboros3d.diffusion import euler_schedule
+from ouroboros3d.errors import ConfigError
+from ouroboros3d.export.object3d import Object3D, Step3D
+from ouroboros3d.files import check_writable_dir
+from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.inference.photo import load_condition_image
+from ouroboros3d.interfaces import Renderer, Rendering
+from ouroboros3d.models.weights import CheckpointError, save_checkpoint, save_diffusers
 from ouroboros3d.sampler import SamplerStep
+from ouroboros3d.visualize import shrink, to_uint8
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = dict(zip(DTYPE_NAMES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
+RELEASE = ("model.pretrained.svd=stabilityai/stable-video-diffusion-img2vid", "model.conventions.renderer=gsplat")
+HISTORY_PIXELS = 256  # of a kept step's pictures: 25 full steps would hold gigabytes
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+Callback = Callable[["Ouroboros3DPipeline", int, float, dict[str, Any]], Any]
 
 
-class DeviceError(UserError, RuntimeError):
-    """The device cannot be used, or not for this."""
+@dataclass(frozen=True)
+class Ouroboros3DOutput:
+    """The objects of one call. `output[i]` is one of them, and saves itself: `output[0].save("chair.glb")`.
+
+    Pictures come as `output_type` says: "pil" is a list of V PIL images per object, "pt" a tensor [B, V, 3, H, W] in
+    [0, 1] on the CPU.
+    """
+
+    objects: list[Object3D]
+    output_type: str = "pil"
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, index: int) -> Object3D:
+        return self.objects[index]
+
+    @property
+    def views(self) -> list[list[Image.Image]] | Tensor:
+        """What the diffusion model drew last."""
+        return self._pictures([o.views for o in self.objects])
+
+    @property
+    def renders(self) -> list[list[Image.Image]] | Tensor:
+        """The Gaussians from the same cameras."""
+        return self._pictures([o.renders for o in self.objects])
+
+    @property
+    def gaussians(self) -> Gaussians:
+        """Of all objects, B scenes, on the pipeline's device."""
+        return Gaussians.from_tensor(torch.cat([o.gaussians.to_tensor() for o in self.objects]))
+
+    @property
+    def cameras(self) -> Cameras:
+        """[B, V] of views and renders."""
+        poses, intrinsics = zip(*((o.cameras.c2w, o.cameras.K) for o in self.objects), strict=True)
+        return Cameras(torch.cat(poses), torch.cat(intrinsics))
+
+    @property
+    def history(self) -> list[tuple[Step3D, ...]]:
+        """Every step of the loop per object; empty unless `return_history` was asked for."""
+        return [o.history for o in self.objects]
+
+    def _pictures(self, tensors: list[Tensor]) -> list[list[Image.Image]] | Tensor:
+        if self.output_type == "pt":
+            return torch.stack(tensors)
+        return [[Image.fromarray(view) for view in to_uint8(views)] for views in tensors]
 
 
-class Pipeline:
-    """One model on one device: condition image in, the steps of the loop out."""
+class Ouroboros3DPipeline:
+    """One model on one device. `from_pretrained` makes it, calling it makes objects of pictures."""
 
-    def __init__(self, config: Config, device: str | None = None, dtype: str | None = None) -> None:
-        """Raises DeviceError, ConfigError, CheckpointError."""
-        self.config = config
-        self.device = pick_device(device)
+    def __init__(self, models: Models, config: Config, device: str | torch.device = "cpu") -> None:
+        """`models` with their weights, which move to `device`. Raises DeviceError, ConfigError."""
+        self.config, self.models = config, models
+        self.sampler = build_sampler(models, config)
+        self.progress_bar_config: dict[str, Any] = {}
+        self.to(device)
+
+    # ------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_config(
+        cls, config: Config, device: str | torch.device | None = None, torch_dtype: torch.dtype | str | None = None
+    ) -> Ouroboros3DPipeline:
+        """The configured model with the weights of `model.pretrained.checkpoint`.
+
+        `device` None is the machine's best; `torch_dtype` None is bfloat16 on CUDA and float32 elsewhere.
+        Raises DeviceError, ConfigError, CheckpointError.
+        """
+        device = pick_device(device)
+        dtype = DTYPES.get(torch_dtype, torch_dtype) if isinstance(torch_dtype, str) else torch_dtype
         if dtype is None:
-            dtype = "bf16" if self.device.type == "cuda" else "float32"
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        if not isinstance(dtype, torch.dtype):
+            raise ConfigError(f"torch_dtype = {torch_dtype!r}: must be a torch.dtype or one of {', '.join(DTYPES)}")
         if config.model.pretrained.checkpoint is None:
             raise ConfigError("model.pretrained.checkpoint is not set: name a checkpoint folder with --ckpt")
-        check_renderer(config, self.device)
+        check_renderer(config, device)
+        return cls(build_models(config.model).to("cpu", dtype), config, device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        torch_dtype: torch.dtype | str | None = None,
+        device: str | torch.device | None = None,
+        config: Config | str | Path | None = None,
+        overrides: Sequence[str] = (),
+    ) -> Ouroboros3DPipeline:
+        """A model from a folder or hub id: one that `save_pretrained` wrote (either layout, such as
+        checkpoints/small), or the release's `mv_model_unet.pth` and `recon_model.pth`.
+
+        The dimensions come from `config` (a Config or a YAML file), else from the folder's config.yaml, else they are
+        the release's, whose VAE and image encoder are SVD's: `overrides=["model.pretrained.svd=FOLDER"]` names a local
+        copy, as any `key=value` of the configuration. `torch_dtype` and `device` as in `from_config`, the same errors.
+        """
+        pick_device(device)  # before anything is fetched
+        folder = _find_folder(source)
+        if not isinstance(config, Config):
+            path = config if config is not None else folder / "config.yaml"
+            known = config is not None or path.is_file()
+            config = load_config(path if known else None, [*(() if known else RELEASE), *overrides])
+        else:
+            config = copy.deepcopy(config)
+        config.model.pretrained.checkpoint = str(folder)
+        return cls.from_config(config, device, torch_dtype)
+
+    def save_pretrained(self, folder: str | Path, layout: str = "diffusers") -> None:
+        """Writes what `from_pretrained` reads: the networks and config.yaml.
+
+        `layout` "diffusers" makes a folder per part and model_index.json, "release" the release's two files with vae
+        and image_encoder beside them. Raises OutputError.
+        """
+        if layout not in ("diffusers", "release"):
+            raise ValueError(f"layout must be 'diffusers' or 'release', got {layout!r}")
+        folder = check_writable_dir(folder)
+        if layout == "release":
+            save_checkpoint(folder, self.models, frozen=True)
+        else:
+            scheduler = euler_schedule(self.config.sampler.scheduler, self.config.sampler.steps)
+            save_diffusers(folder, self.models, scheduler)
+        save_config(inference_config(self.config), folder / "config.yaml")
+
+    # ------------------------------------------------------------ where it runs
+
+    def to(self, *where: str | torch.device | torch.dtype) -> Ouroboros3DPipeline:
+        """Moves to a device, casts to a dtype, or both. Raises DeviceError, ConfigError."""
+        dtypes = [w for w in where if isinstance(w, torch.dtype)]
+        for device in (w for w in where if not isinstance(w, torch.dtype)):
+            self.device = pick_device(device)
+            check_renderer(self.config, self.device)
         with _gpu_memory():
-            models = build_models(config.model).to(self.device, DTYPES[dtype])
-        self.sampler = build_sampler(models, config)
-        self.sampler.clock.synchronize = True  # else a part's seconds on CUDA are those of the part before
-        self.cameras = build_cameras(config).to(self.device)
+            self.models.to(self.device, dtypes[-1] if dtypes else None)
+        renderer = build_renderer(self.config)
+        self.sampler.renderer = _on_cpu(renderer) if self.device.type == "mps" else renderer
+        return self
 
-    def __call__(self, image: Tensor, seed: int) -> Iterator[SamplerStep]:
-        """image [3, H, W] in [-1, 1] at `model.image_size`. Raises NumericalError, DeviceError."""
-        noise = self.sampler.draw_noise([seed], self.cameras.num_views).to(self.device)
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.models.unet.unet.dtype
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Options of tqdm for the bar of the steps, e.g. disable=True."""
+        self.progress_bar_config = options
+
+    # ------------------------------------------------------------ generating
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Picture | Sequence[Picture],
+        num_inference_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        elevation: float | Sequence[float] | None = None,
+        *,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        remove_background: bool = True,
+        border: float = 0.2,
+        output_type: str = "pil",
+        return_history: bool = False,
+        callback_on_step_end: Callback | None = None,
+    ) -> Ouroboros3DOutput:
+        """One object per picture. What is None has the configuration's value.
+
+        image: a file, a PIL image or an array [H, W], [H, W, 3] or [H, W, 4] (uint8, or float in [0, 1]),
+            or what `prepare_image` returned; or a list of these.
+        num_inference_steps: steps of the loop.
+        guidance_scale: of the first and the last view; a number g means [1, g].
+        elevation: degrees from which the camera looks down on the object, one for all or one per picture.
+        seed: of the noise, one for all or one per picture; a picture's result does not depend on the others.
+        generator: draws the seeds instead, one after the other (a list: each its picture's).
+        remove_background, border: see `inference.photo.load_condition_image`.
+        output_type: "pil" or "pt", see Ouroboros3DOutput.
+        return_history: keep every step, as the recursion player shows it (on the CPU, at most 256 pixels).
+        callback_on_step_end: called as f(pipe, index, sigma, {"step": SamplerStep}) after each step of each batch;
+            an exception in it ends the loop.
+
+        Raises ValueError for arguments that do not fit, ImageError, ConfigError, NumericalError, DeviceError.
+        """
+        images = _as_list(image)
+        if output_type not in ("pil", "pt"):
+            raise ValueError(f"output_type must be 'pil' or 'pt', got {output_type!r}")
+        seeds = self._seeds(seed, generator, len(images))
+        elevations = _per_picture("elevation", elevation, self.config.cameras.elevation, len(images))
+        config = self._configured(num_inference_steps, guidance_scale, elevations)
+        pictures = [self.prepare_image(picture, remove_background, border) for picture in images]
+        objects: list[Object3D] = []
+        every_step = return_history or callback_on_step_end is not None
+        size = self.batch_size(len(images))
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            batch, cameras = torch.stack(pictures[part]), self.cameras(elevations[part])
+            history: list[list[Step3D]] = [[] for _ in batch]
+            for step in self._with_bar(self.steps(batch, seeds[part], cameras, config, every_step), config):
+                if return_history:
+                    for i, steps in enumerate(history):
+                        steps.append(step3d(step, i))
+                if callback_on_step_end is not None:
+                    callback_on_step_end(self, step.index, step.sigma, {"step": step})
+            objects += [
+                self.object3d(step, i, cameras, batch[i], elevations[start + i], tuple(history[i]))
+                for i in range(len(batch))
+            ]
+        return Ouroboros3DOutput(objects, output_type)
+
+    def steps(
+        self,
+        images: Tensor,
+        seeds: Sequence[int],
+        cameras: Cameras | None = None,
+        config: Config | None = None,
+        every_step: bool = True,
+    ) -> Iterator[SamplerStep]:
+        """The steps of the loop for images [B, 3, H, W] in [-1, 1] at `model.image_size`, as they come.
+
+        `cameras` [B, V] and `config` are the pipeline's unless given. Raises NumericalError, DeviceError.
+        """
+        sampler = copy.copy(self.sampler)
+        sampler.config = (config or self.config).sampler
+        cameras = (cameras or self.cameras([self.config.cameras.elevation] * len(images))).to(self.device)
+        noise = sampler.draw_noise(list(seeds), cameras.num_views).to(self.device)
         with _gpu_memory():
-            yield from self.sampler(image[None].to(self.device), self.cameras, noise)
+            yield from sampler(images.to(self.device), cameras, noise, every_step)
+
+    def prepare_image(self, picture: Picture, remove_background: bool = True, border: float = 0.2) -> Tensor:
+        """[3, H, W] in [-1, 1]: what the networks see of a picture. Raises ImageError."""
+        size, background = self.config.model.image_size, BACKGROUNDS[self.config.data.background]
+        if not isinstance(picture, Tensor):
+            return load_condition_image(picture, size, remove_background, border, background).tensor
+        if picture.shape != (3, size, size):
+            raise ValueError(f"a tensor must be [3, {size}, {size}] in [-1, 1], got {list(picture.shape)}")
+        return picture.float()
+
+    def cameras(self, elevations: Sequence[float]) -> Cameras:
+        """[B, V] the generated orbits of inputs seen from these elevations (degrees)."""
+        orbits = [
+            build_cameras(replace(self.config, cameras=replace(self.config.cameras, elevation=float(e))))
+            for e in elevations
+        ]
+        return Cameras(torch.cat([o.c2w for o in orbits]), torch.cat([o.K for o in orbits])).to(self.device)
+
+    def batch_size(self, pictures: int) -> int:
+        """How many of so many pictures run together: one where the release's conventions would mix them."""
+        conventions = self.config.model.conventions
+        mixes = conventions.temporal_context == "release" or conventions.decode_chunk > 0
+        return 1 if mixes else max(1, pictures)
+
+    def object3d(
+        self,
+        step: SamplerStep,
+        index: int,
+        cameras: Cameras,
+        image: Tensor,
+        elevation: float,
+        history: tuple[Step3D, ...] = (),
+    ) -> Object3D:
+        """Object `index` of the batch as the step left it; `image` [3, H, W] in [-1, 1]."""
+        return Object3D(
+            gaussians=step.gaussians.scene(index),
+            elevation=elevation,
+            cameras=cameras.scenes([index]),
+            views=_pictures(step.views[index] * 0.5 + 0.5),
+            renders=_pictures(step.rendering.rgb[index]),
+            image=_pictures(image * 0.5 + 0.5),
+            history=history,
+            renderer=self.sampler.renderer,
+            turntable=self.config.turntable,
+        )
+
+    # ------------------------------------------------------------ arguments
+
+    def _configured(
+        self, steps: int | None, guidance: float | Sequence[float] | None, elevations: Sequence[float]
+    ) -> Config:
+        """The configuration with these values, checked. Raises ConfigError."""
+        sampler = self.config.sampler
+        if steps is not None:
+            sampler = replace(sampler, steps=steps)
+        if guidance is not None:
+            pair = [1.0, guidance] if isinstance(guidance, (int, float)) else list(guidance)
+            sampler = replace(sampler, guidance=[float(g) for g in pair])
+        config = replace(self.config, sampler=sampler)
+        for elevation in elevations:
+            check_config(replace(config, cameras=replace(config.cameras, elevation=float(elevation))))
+        return config
+
+    def _seeds(self, seed: int | Sequence[int] | None, generator: Any, count: int) -> list[int]:
+        if generator is None:
+            return [int(s) for s in _per_picture("seed", seed, self.config.sampler.seed, count)]
+        if seed is not None:
+            raise ValueError("give a seed or a generator, not both")
+        generators = _per_picture("generator", generator, None, count)
+        return [int(torch.randint(2**63 - 1, (), generator=g, device=g.device)) for g in generators]
+
+    def _with_bar(self, steps: Iterator[SamplerStep], config: Config) -> Iterator[SamplerStep]:
+        with tqdm(
+            **{"total": config.sampler.steps, "unit": "step", "file": sys.stderr} | self.progress_bar_config
+        ) as bar:
+            for step in steps:
+                bar.set_postfix_str(f"sigma {step.sigma:.3g}", refresh=False)
+                bar.update(step.index + 1 - bar.n)
+                yield step
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device of this name ("cpu", "cuda", "cuda:1"), or the machine's best. Raises DeviceError."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def step3d(step: SamplerStep, index: int) -> Step3D:
+    """What the step made of one object, on the CPU, its pictures at most HISTORY_PIXELS wide."""
+    pictures = {name: shrink(images, HISTORY_PIXELS) for name, images in step.pictures(index).items()}
+    gaussians = step.gaussians.scene(index).to("cpu")
+    return Step3D(step.index, step.total, step.sigma, gaussians, pictures.pop("views"), pictures)
+
+
+def inference_config(config: Config) -> dict[str, Any]:
+    """The parts of a configuration that belong to a model's weights, without where these lay."""
+    parts = {name: dataclasses.asdict(getattr(config, name)) for name in ("model", "sampler", "cameras", "turntable")}
+    del parts["model"]["pretrained"]
+    return parts | {"data": {"background": config.data.background}}
+
+
+def _find_folder(source: str | Path) -> Path:
+    """A local folder, or the downloaded one of a hub id. Raises CheckpointError."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        folder = Path(located(replace(Config().model.pretrained, checkpoint=str(folder))).checkpoint)
+    if folder.is_dir():
+        return folder
+    name = str(source)
+    if isinstance(source, Path) or name.startswith(("/", ".", "~")) or name.count("/") != 1 or folder.exists():
+        raise CheckpointError(f"{source}: no such folder, and not a hub id such as owner/model")
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"--device {name}: must be cpu, cuda or cuda:<number>")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"--device {name}: this machine or this build of torch has no CUDA; use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
-    return device
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name))
+    except Exception as error:  # the hub's errors have no common useful base
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"{source}: no such folder, and the hub did not answer ({reason})") from error
 
 
-def pictures_of(step: SamplerStep) -> dict[str, Tensor]:
-    """What a step shows, [V, 3, H, W] in [0, 1]: decoded views, and the maps it hands to the next step."""
-    views = (step.views[0] * 0.5 + 0.5).clamp(0, 1)
-    return {"views": views, "rgb": step.feedback["rgb"][0], "ccm": step.feedback["ccm"][0]}
+def _on_cpu(renderer: Renderer) -> Renderer:
+    """The renderer for tensors of a device that it does not know: renders on the CPU and moves the result back."""
+
+    def render(gaussians: Gaussians, cameras: Cameras, size: int, **options: Any) -> Rendering:
+        rendering = renderer(gaussians.to("cpu"), cameras.to("cpu"), size, **options)
+        device = gaussians.means.device
+        return Rendering(*(getattr(rendering, f.name).to(device) for f in dataclasses.fields(rendering)))
+
+    return render
+
+
+def _as_list(image: Picture | Sequence[Picture]) -> list[Picture]:
+    images = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not images:
+        raise ValueError("there is no picture: the list is empty")
+    return images
+
+
+def _per_picture(name: str, value: Any, default: Any, count: int) -> list[Any]:
+    value = default if value is None else value
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * count
+    if len(values) != count:
+        raise ValueError(f"{count} pictures, but {len(values)} of {name}; give one for all or one for each")
+    return values
+
+
+def _pictures(x: Tensor) -> Tensor:
+    return x.detach().float().clamp(0, 1).cpu()
 
 
 @contextmanager

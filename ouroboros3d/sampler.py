@@ -80,6 +80,12 @@ class SamplerStep:
     feedback: Feedback  # rgb and ccm, [B, V, 3, H, W] in [0, 1]
     v: Tensor = field(repr=False)  # [B, V, 4, h, w] the guided prediction
 
+    def pictures(self, index: int) -> dict[str, Tensor]:
+        """What the step shows of one object, [V, 3, H, W] in [0, 1]: "views", and the maps "rgb" and "ccm" for the
+        next step."""
+        views = (self.views[index] * 0.5 + 0.5).clamp(0, 1)
+        return {"views": views} | {name: maps[index] for name, maps in self.feedback.items()}
+
 
 class NumericalError(UserError, RuntimeError):
     """NaN or infinity inside the loop."""

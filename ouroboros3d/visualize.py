@@ -213,7 +213,7 @@ class StepImages:
 
     def small(self, cell: int = 128) -> StepImages:
         """The same on the CPU and at most `cell` pixels a side: 25 full steps would hold gigabytes."""
-        return StepImages(self.index, self.sigma, {k: _shrink(v, cell) for k, v in self.groups.items()})
+        return StepImages(self.index, self.sigma, {k: shrink(v, cell) for k, v in self.groups.items()})
 
 
 def steps_picture(
@@ -234,7 +234,7 @@ def steps_picture(
     return labelled_grid(table, columns, cell)
 
 
-def _shrink(images: Tensor, cell: int) -> Tensor:
+def shrink(images: Tensor, cell: int) -> Tensor:
     images = images.detach().float()
     if images.shape[-1] > cell:
         images = torch.nn.functional.interpolate(images, size=(cell, cell), mode="area")

@@ -19,11 +19,12 @@ from accelerate import PartialState
 
 from ouroboros3d.build import build_models, check_renderer
 from ouroboros3d.config.loading import load_config, split_overrides
+from ouroboros3d.devices import pick_device
 from ouroboros3d.errors import UserError
 from ouroboros3d.evaluation.evaluator import Options, evaluate
 from ouroboros3d.evaluation.score_tables import above_repeat, compare, read_rows, summarise, table_text
 from ouroboros3d.files import atomic_path
-from ouroboros3d.pipeline import DTYPES, pick_device
+from ouroboros3d.pipeline import DTYPES
 
 ROOT = Path(__file__).resolve().parents[2]
 

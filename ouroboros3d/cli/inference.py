@@ -82,6 +82,7 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     config = configure(options)
     from ouroboros3d.inference.results import Request, run  # takes seconds, which a wrong argument should not
+    from ouroboros3d.pipeline import Ouroboros3DPipeline
 
     run(
         Request(
@@ -94,4 +95,5 @@ def main(arguments: list[str]) -> None:
             save_steps=options.save_steps,
         ),
         config,
+        Ouroboros3DPipeline.from_config,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ouroboros3d.config.loading import load_config
 from ouroboros3d.inference.photo import load_condition_image
-from ouroboros3d.pipeline import Pipeline, pictures_of
+from ouroboros3d.pipeline import Ouroboros3DPipeline
 from ouroboros3d.sampler import last_step
 from ouroboros3d.visualize import StepImages, labelled_grid, save_image, steps_picture, turntable_cameras
 
@@ -31,19 +31,19 @@ def main(arguments: list[str]) -> None:
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(options.config, overrides)
     config.cameras.elevation = options.elevation
-    pipeline = Pipeline(config)
+    pipeline = Ouroboros3DPipeline.from_config(config)
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in IMAGES:
         picture = load_condition_image(ROOT / "testset" / f"{name}.webp", config.model.image_size)
         history = []
         step = last_step(
-            pipeline(picture.tensor, config.sampler.seed),
-            lambda s, h=history: h.append(StepImages(s.index, s.sigma, pictures_of(s)).small()),
+            pipeline.steps(picture.tensor[None], [config.sampler.seed]),
+            lambda s, h=history: h.append(StepImages(s.index, s.sigma, s.pictures(0)).small()),
         )
         cameras = turntable_cameras(TURN, config.turntable.radius, config.turntable.fov, tilt=options.elevation)
         turned = pipeline.sampler.renderer(step.gaussians, cameras.views([1, 5, 9]), config.turntable.size).rgb[0]
-        views = pictures_of(step)["views"][1::2]
+        views = step.pictures(0)["views"][1::2]
         rows.append((name, [picture.tensor * 0.5 + 0.5, *views, *turned.clamp(0, 1)]))
         if name == STEPS_OF:
             save_image(options.out / "steps.png", steps_picture(history, views=(0, 2, 4)))

@@ -35,7 +35,7 @@ class ConditionImage(NamedTuple):
 
 
 def load_condition_image(
-    path: str | Path,
+    picture: str | Path | Image.Image | np.ndarray,
     size: int,
     remove_bg: bool = True,
     border: float = 0.2,
@@ -43,6 +43,7 @@ def load_condition_image(
 ) -> ConditionImage:
     """Reads a picture, cuts out its foreground and centres it on a square of `background` (rgb in [0, 1]).
 
+    It is a file, a PIL image or an array [H, W], [H, W, 3] or [H, W, 4], uint8 or float in [0, 1].
     An alpha channel that is not opaque everywhere is the mask. Without one the background is removed by
     rembg, or, with `remove_bg=False`, the picture is used as it is, padded to a square. The longer side of
     the foreground's bounding box covers (1 - border) of the square, as in LGM; a picture without a mask fills
@@ -50,12 +51,13 @@ def load_condition_image(
     """
     if size < 1 or not 0 <= border < 1:
         raise ValueError(f"size must be positive and border in [0, 1), got {size} and {border}")
-    picture = open_picture(path)
+    name = str(picture) if isinstance(picture, (str, Path)) else "picture"
+    picture = open_picture(picture) if isinstance(picture, (str, Path)) else as_picture(picture)
     masked = picture.getextrema()[3][0] < 255
     if not masked and remove_bg:
-        picture, masked = _remove_background(picture, path), True
+        picture, masked = _remove_background(picture, name), True
     # Premultiplied, so that the colour hidden under transparent pixels never bleeds into the edges.
-    premultiplied = recentre(picture, size, border if masked else 0.0, name=str(path))
+    premultiplied = recentre(picture, size, border if masked else 0.0, name)
     rgba = torch.from_numpy(np.array(premultiplied)).permute(2, 0, 1).float() / 255
     rgb = rgba[:3] + (1 - rgba[3:]) * torch.tensor(background, dtype=torch.float32)[:, None, None]
     return ConditionImage(premultiplied.convert("RGBA"), rgb.clamp(0, 1) * 2 - 1)
@@ -101,6 +103,25 @@ def open_picture(path: str | Path) -> Image.Image:
     return _to_rgba(picture, path)
 
 
+def as_picture(picture: Image.Image | np.ndarray) -> Image.Image:
+    """A PIL image or an array as 8-bit RGBA. Raises ImageError."""
+    if isinstance(picture, np.ndarray):
+        picture = _from_array(picture)
+    return _to_rgba(ImageOps.exif_transpose(picture), "picture")
+
+
+def _from_array(values: np.ndarray) -> Image.Image:
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)) or values.size == 0:
+        raise ImageError(f"picture: an array must be [H, W], [H, W, 3] or [H, W, 4], got {list(values.shape)}")
+    if np.issubdtype(values.dtype, np.floating):
+        if not (values.min() >= 0 and values.max() <= 1):  # written so that NaN fails too
+            raise ImageError("picture: a float array must lie in 0 to 1; divide by 255 or convert to uint8")
+        values = np.rint(values * 255).astype(np.uint8)
+    if values.dtype != np.uint8:
+        raise ImageError(f"picture: an array must be uint8 or float, got {values.dtype}")
+    return Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values)
+
+
 def recentre(picture: Image.Image, size: int, border: float, name: str = "picture") -> Image.Image:
     """The foreground of an RGBA picture, centred on a transparent square of size x size pixels.
 
@@ -123,7 +144,7 @@ def recentre(picture: Image.Image, size: int, border: float, name: str = "pictur
     return square
 
 
-def _to_rgba(picture: Image.Image, path: Path) -> Image.Image:
+def _to_rgba(picture: Image.Image, path: str | Path) -> Image.Image:
     """Any PIL mode to 8-bit RGBA. PIL already reads 16-bit colour as 8-bit, but keeps deep greyscale."""
     if picture.mode.startswith(("I", "F")):
         values = np.asarray(picture, dtype=np.float32)

@@ -11,22 +11,21 @@ The results of a picture appear together, when all of them are complete, or not 
 
 from __future__ import annotations
 
-import math
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
-from tqdm.auto import tqdm
 
 from ouroboros3d.config.schema import BACKGROUNDS, Config
+from ouroboros3d.devices import pick_device
 from ouroboros3d.files import OutputError, check_writable_dir, staged
 from ouroboros3d.gaussians import save_ply
 from ouroboros3d.inference.photo import ConditionImage, load_condition_image
-from ouroboros3d.pipeline import Pipeline, pick_device, pictures_of
 from ouroboros3d.sampler import SamplerStep
-from ouroboros3d.visualize import StepImages, save_image, save_video, steps_picture, turntable, view_grid
+from ouroboros3d.visualize import StepImages, save_image, steps_picture, view_grid
 
 RESULTS = ("_input.png", ".png", ".ply", ".mp4")
 STEP_RESULTS = ("_steps.png", "_steps")
@@ -45,10 +44,11 @@ class Request:
     save_steps: bool = False
 
 
-def run(request: Request, config: Config) -> list[Path]:
+def run(request: Request, config: Config, load: Callable[..., Any]) -> list[Path]:
     """Makes the results of all pictures, prints where they are and what took how long, returns their paths.
 
-    Raises the UserErrors of what it calls, those of pictures before the work starts.
+    `load(config, device, dtype)` makes the pipeline. Raises the UserErrors of what it calls, those of pictures before
+    the work starts.
     """
     start = time.perf_counter()
     pick_device(request.device)
@@ -64,8 +64,9 @@ def run(request: Request, config: Config) -> list[Path]:
     }
     folder = check_writable_dir(request.output_dir)
     _check_ffmpeg()
-    pipeline = Pipeline(config, request.device, request.dtype)
+    pipeline = load(config, request.device, request.dtype)
     clock = pipeline.sampler.clock
+    clock.synchronize = True  # else a part's seconds on CUDA are those of the part before
     clock.seconds["load"] = time.perf_counter() - start
     for name, picture in pictures.items():
         with staged(folder) as stage:
@@ -95,43 +96,34 @@ def name_results(request: Request) -> dict[str, str]:
     return {Path(path).stem: path for path in request.images}
 
 
-def generate(pipeline: Pipeline, name: str, picture: ConditionImage, folder: Path, save_steps: bool = False) -> None:
+def generate(pipeline: Any, name: str, picture: ConditionImage, folder: Path, save_steps: bool = False) -> None:
     """Runs the loop on one picture, with a progress bar, and writes its results to `folder`."""
-    config, clock = pipeline.config, pipeline.sampler.clock
+    clock = pipeline.sampler.clock
     history: list[StepImages] = []
     steps_folder = folder / f"{name}_steps"
     if save_steps:
         steps_folder.mkdir()
-    with tqdm(total=config.sampler.steps, desc=name, unit="step", file=sys.stderr) as bar:
-        for step in pipeline(picture.tensor, config.sampler.seed):
-            bar.set_postfix_str(f"sigma {step.sigma:.3g}", refresh=False)
-            bar.update()
-            if save_steps:
-                with clock("files"):
-                    history.append(_save_step(step, steps_folder).small())
+
+    def keep(_pipeline: Any, _index: int, _sigma: float, kept: dict[str, SamplerStep]) -> None:
+        with clock("files"):
+            history.append(_save_step(kept["step"], steps_folder).small())
+
+    pipeline.set_progress_bar_config(desc=name)
+    output = pipeline(picture.tensor, callback_on_step_end=keep if save_steps else None)
     with clock("files"):
         if save_steps:
-            views = range(0, pipeline.cameras.num_views, max(1, pipeline.cameras.num_views // 4))
+            views = range(0, pipeline.config.cameras.num_views, max(1, pipeline.config.cameras.num_views // 4))
             save_image(folder / f"{name}_steps.png", steps_picture(history, views=views[:3]))
-        save_image(folder / f"{name}_input.png", picture.tensor * 0.5 + 0.5)
-        save_image(folder / f"{name}.png", view_grid(pictures_of(step)["views"]))
-        save_ply(folder / f"{name}.ply", step.gaussians)
+        save_image(folder / f"{name}_input.png", output[0].image)
+        for suffix in (".png", ".ply"):
+            output[0].save(folder / f"{name}{suffix}")
     with clock("turntable"):
-        _save_turntable(folder / f"{name}.mp4", pipeline, step)
-
-
-def _save_turntable(path: Path, pipeline: Pipeline, step: SamplerStep) -> None:
-    c, renderer = pipeline.config.turntable, pipeline.sampler.renderer
-    tilt = pipeline.config.cameras.elevation  # so that an object photographed from above stands upright
-    frames = turntable(step.gaussians, renderer, c.size, c.step, c.radius, c.fov, tilt=tilt)
-    total = math.ceil(360 / c.step)
-    bar = tqdm(frames, desc="turntable", total=total, unit="frame", leave=False, file=sys.stderr)
-    save_video(path, bar, c.fps)
+        output[0].save(folder / f"{name}.mp4", progress=True)
 
 
 def _save_step(step: SamplerStep, folder: Path) -> StepImages:
     """Writes <index>_views.png, _rgb.png, _ccm.png and <index>.ply."""
-    images = pictures_of(step)
+    images = step.pictures(0)
     for kind, views in images.items():
         save_image(folder / f"{step.index:02d}_{kind}.png", view_grid(views))
     save_ply(folder / f"{step.index:02d}.ply", step.gaussians)

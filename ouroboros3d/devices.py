@@ -1,0 +1,41 @@
+"""Where the networks run. Imports torch only when a device is looked for, so that arguments are checked before."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ouroboros3d.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPE_NAMES = ("float32", "bf16", "fp16")  # of the networks, as --dtype takes them
+
+
+class DeviceError(UserError, RuntimeError):
+    """The device cannot be used, or not for this."""
+
+
+def check_device_name(name: str | None) -> None:
+    """Refuses a misspelled device. Raises DeviceError."""
+    if name is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise DeviceError(f"--device {name}: must be cpu, cuda, cuda:<number> or mps")
+
+
+def pick_device(name: str | torch.device | None) -> torch.device:
+    """The device of this name; None is CUDA where there is one, else the CPU. Raises DeviceError."""
+    if name is not None:
+        check_device_name(str(name))
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(f"--device {name}: this machine or this build of torch has no MPS; use --device cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"--device {name}: this machine or this build of torch has no CUDA; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    return device

@@ -1,0 +1,60 @@
+"""What viewers and other tools read: one writer per file format, found by the file's suffix.
+
+    save(object3d, "chair.glb", **options)
+
+`WRITERS` names every format. Each writer is a function `write(object3d, path, **options)` in a module that is imported
+when it is needed; it raises OutputError if the file cannot be written and leaves no half of one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ouroboros3d.errors import UserError
+
+if TYPE_CHECKING:
+    from ouroboros3d.export.object3d import Object3D
+
+__all__ = ["FORMATS", "WRITERS", "FormatError", "check_formats", "save"]
+
+# The file's ending, longest first where one ends another -> module of this package and its function.
+WRITERS: dict[str, str] = {
+    ".ply": "pictures:write_ply",
+    ".mp4": "pictures:write_mp4",
+    ".png": "pictures:write_png",
+}
+FORMATS = tuple(ending.removeprefix(".") for ending in WRITERS)  # as --formats names them
+
+
+class FormatError(UserError, ValueError):
+    """A file format that is not known; the message names those that are."""
+
+
+def save(object3d: Object3D, path: str | Path, **options: Any) -> Path:
+    """Writes the object in the format of the path's ending and returns the path; `options` are the writer's own.
+
+    Raises FormatError, OutputError.
+    """
+    path = Path(path)
+    module, _, function = WRITERS[_ending(path)].partition(":")
+    getattr(importlib.import_module(f"{__name__}.{module}"), function)(object3d, path, **options)
+    return path
+
+
+def check_formats(names: Iterable[str]) -> list[str]:
+    """The names without repetition. Raises FormatError for one that no writer has."""
+    names = list(dict.fromkeys(name.lower().removeprefix(".") for name in names))
+    for name in names:
+        if f".{name}" not in WRITERS:
+            raise FormatError(f"{name}: not a known format; choose from {', '.join(FORMATS)}")
+    return names
+
+
+def _ending(path: Path) -> str:
+    for ending in sorted(WRITERS, key=len, reverse=True):
+        if path.name.lower().endswith(ending) and path.name.lower() != ending:
+            return ending
+    raise FormatError(f"{path}: no known format; the name must end in {', '.join(WRITERS)}")
