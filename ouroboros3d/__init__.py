@@ -1,7 +1,11 @@
 """Ouroboros3D: image-to-3D generation by 3D-aware recursive diffusion (Wen et al., CVPR 2025)."""
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 10):  # noqa: UP036 - before anything is imported that such a Python cannot parse
+    sys.exit("error: Python 3.10 or newer is needed, this is %d.%d" % sys.version_info[:2])  # noqa: UP031
 
 if TYPE_CHECKING:
     from ouroboros3d.pipeline import Ouroboros3DPipeline

@@ -15,6 +15,7 @@ from transformers import CLIPVisionModelWithProjection
 from ouroboros3d.cameras import Cameras, frame_indices, orbit
 from ouroboros3d.config.schema import BACKGROUNDS, Config, ModelConfig, PretrainedConfig
 from ouroboros3d.errors import ConfigError
+from ouroboros3d.files import locate
 from ouroboros3d.interfaces import Renderer
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet
@@ -30,8 +31,6 @@ from ouroboros3d.models.weights import (
 )
 from ouroboros3d.rendering import render
 from ouroboros3d.sampler import Sampler
-
-ROOT = Path(__file__).parents[1]  # of the repository
 
 
 @dataclass
@@ -109,12 +108,7 @@ def build_models(config: ModelConfig) -> Models:
 
 def located(pretrained: PretrainedConfig) -> PretrainedConfig:
     """With the relative paths that are not in the working directory looked up in the repository."""
-
-    def locate(path: str | None) -> str | None:
-        found = path is not None and not Path(path).exists() and (ROOT / path).exists()
-        return str(ROOT / path) if found else path
-
-    return PretrainedConfig(**{name: locate(path) for name, path in vars(pretrained).items()})
+    return PretrainedConfig(**{k: path if path is None else str(locate(path)) for k, path in vars(pretrained).items()})
 
 
 def from_pretrained(cls: type, source: str, part: str):

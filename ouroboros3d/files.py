@@ -12,6 +12,18 @@ from pathlib import Path
 
 from ouroboros3d.errors import UserError
 
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent  # of a clone; an installed package has configs/ and checkpoints/ inside itself
+
+
+def locate(path: str | Path) -> Path:
+    """`path`, or if there is no such file or folder the one of that name in the repository or the installed package,
+    so that configs/small.yaml or checkpoints/small can be named from any working folder."""
+    path = Path(path)
+    if path.is_absolute() or path.exists():
+        return path
+    return next((found for root in (ROOT, PACKAGE) if (found := root / path).exists()), path)
+
 
 class OutputError(UserError, OSError):
     """A result cannot be written. The message is one line: where, why, what to do."""

@@ -15,6 +15,7 @@ from test_evaluation import scene_of, write_orbit
 from ouroboros3d.cli import call
 from ouroboros3d.config.loading import load_config
 from ouroboros3d.errors import UserError
+from ouroboros3d.evaluation import ablation, ablation_rows
 from ouroboros3d.evaluation.score_tables import read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +49,7 @@ def base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def make_run(load_script):
     """make_run(calls): scripts in this process, noted; the real ones are processes."""
-    scripts = {"train.py": load_script("train").main, "scripts/evaluate.py": load_script("evaluate").main}
+    scripts = {name: load_script(name).main for name in ("train", "evaluate")}
 
     def make(calls: list[tuple[str, str]], fail: str = ""):
         def run(script: str, arguments: list[str]) -> None:
@@ -81,11 +82,11 @@ def done(ablate, base, make_run, tmp_path_factory):
 def test_each_row_is_trained_once_and_the_schedule_shares_the_full_one(done):
     _, first, second = done
     assert first == [
-        ("train.py", "separate"), ("scripts/evaluate.py", "separate"),
-        ("train.py", "full"), ("scripts/evaluate.py", "full"), ("scripts/evaluate.py", "from_10"),
+        ("train", "separate"), ("evaluate", "separate"),
+        ("train", "full"), ("evaluate", "full"), ("evaluate", "from_10"),
     ]  # fmt: skip
-    assert [call for call in second if call[0] == "train.py"] == []
-    assert ("scripts/evaluate.py", "shuffled") in second
+    assert [call for call in second if call[0] == "train"] == []
+    assert ("evaluate", "shuffled") in second
 
 
 def test_report_runs_nothing_and_says_what_is_missing(done, ablate, base, capsys):
@@ -135,12 +136,12 @@ def test_the_rows_over_the_small_model(ablate, tmp_path):
     base = ROOT / "configs" / "small" / "joint.yaml"
     out = tmp_path / "out"
     options, overrides = ablate.parse(
-        ["--base", str(base), "--out", str(out), "--steps", "3", "--rows", *ablate.TABLES]
+        ["--base", str(base), "--out", str(out), "--steps", "3", "--rows", *ablation_rows.TABLES]
     )
-    ablation = ablate.Ablation(options, overrides, run=None)
+    made = ablation.Ablation(options, overrides, run=None)
     own = load_config(base)
-    configs = {name: load_config(ablation.config_file(name)) for name in options.rows}
-    assert list(configs) == list(ablate.ROWS)
+    configs = {name: load_config(made.config_file(name)) for name in options.rows}
+    assert list(configs) == list(ablation_rows.ROWS)
 
     def fed(name: str) -> tuple:
         config = configs[name]
@@ -164,8 +165,8 @@ def test_the_rows_over_the_full_model(ablate, tmp_path, capsys):
     base = ROOT / "configs" / "mv" / "svd_lgm_rgb_ccm_lvis.yaml"
     arguments = ["--base", str(base), "--out", str(tmp_path), "--steps", "3"]
     options, overrides = ablate.parse([*arguments, "--rows", "ccm", "from_20"])
-    ablation = ablate.Ablation(options, overrides, run=None)
-    ccm, late = (load_config(ablation.config_file(name)) for name in ("ccm", "from_20"))
+    made = ablation.Ablation(options, overrides, run=None)
+    ccm, late = (load_config(made.config_file(name)) for name in ("ccm", "from_20"))
     assert ccm.objective.feedback == ["ccm"] and (late.sampler.steps, late.sampler.feedback_from) == (25, 20)
     # Its conventions mix the samples of a batch, which the shuffled control needs: said before anything is trained.
     assert call(ablate.main, [*arguments, "--rows", "controls"], run=None) == 2
@@ -182,44 +183,44 @@ def test_the_table_of_known_scores(ablate, tmp_path):
         return [score(name, 0, level + i, delta) for i, name in enumerate("abc")]
 
     full, joint = {0: scores(20, 0.1), 1: scores(22, 0.3)}, {0: scores(20, -0.5), 1: scores(20, -0.7)}
-    made = ablate.results({"joint": joint, "full": full})
+    made = ablation.results({"joint": joint, "full": full})
     assert made["full"].scores["render_novel_psnr"].mean == pytest.approx(22)
     assert made["full"].by_train_seed[1]["render_novel_psnr"] == pytest.approx(23)
     assert made["joint"].minus_full["render_novel_psnr"].text() == "-1.00 [-1.00, -1.00]"  # paired: no spread is left
-    lines = ablate.table_lines(["joint", "full"], made)
+    lines = ablation.table_lines(["joint", "full"], made)
     assert lines[0][:6] == ["row", "PSNR", "SSIM", "d PSNR", "d SSIM", "PSNR - full's [95 %]"]
     assert lines[1] == [
         *("joint", "21.000", "0.5000", "0.600", "0.0100", "-1.00 [-1.00, -1.00]"),
         *("20.549", "0.8651", "0.1183", "0.511", "0.0094", "0.0070"),
     ]
     assert lines[2][:6] == ["joint + ccm + rgb", "22.000", "0.5000", "0.200", "0.0100", ""]
-    text = ablate.report(tmp_path, made, "protocol")
+    text = ablation.report(tmp_path, made, "protocol")
     assert "Feedback schedule" not in text and text.startswith("Feedback\n")
 
 
 def test_a_start_is_taken_whole(ablate, tmp_path):
     (tmp_path / "vae.safetensors").touch()
-    assert ablate.weights_from(tmp_path) == {"checkpoint": str(tmp_path), "vae": None, "lgm": None, "unet": None}
+    assert ablation.weights_from(tmp_path) == {"checkpoint": str(tmp_path), "vae": None, "lgm": None, "unet": None}
 
 
 def test_training_is_finished_by_its_steps_or_its_time(ablate, tmp_path):
-    assert not ablate.finished(tmp_path, 5, None)
+    assert not ablation.finished(tmp_path, 5, None)
     for step, seconds in ((4, 50.0), (6, 70.0)):
         folder = tmp_path / "checkpoints" / f"step_{step:08d}"
         folder.mkdir(parents=True)
         (folder / "trainer.json").write_text(json.dumps({"step": step, "seconds": seconds}))
-    assert not ablate.finished(tmp_path, 6, None)  # nothing is exported
+    assert not ablation.finished(tmp_path, 6, None)  # nothing is exported
     (tmp_path / "export").mkdir()
-    assert ablate.finished(tmp_path, 6, None) and not ablate.finished(tmp_path, 7, None)
-    assert ablate.finished(tmp_path, None, "1m") and not ablate.finished(tmp_path, None, "2m")
+    assert ablation.finished(tmp_path, 6, None) and not ablation.finished(tmp_path, 7, None)
+    assert ablation.finished(tmp_path, None, "1m") and not ablation.finished(tmp_path, None, "2m")
 
 
 def test_processes_that_fail_or_are_stopped(ablate):
-    ablate.launcher("true")("train.py", [])
+    ablation.launcher("true")("train", [])
     with pytest.raises(UserError, match=r"train\.py ended with status 1"):
-        ablate.launcher("false")("train.py", [])
+        ablation.launcher("false")("train", [])
     with pytest.raises(UserError, match="stopped by SIGTERM; the same command goes on"):
-        ablate.launcher("sh -c 'kill -TERM $PPID; sleep 0.1'")("train.py", [])
+        ablation.launcher("sh -c 'kill -TERM $PPID; sleep 0.1'")("train", [])
 
 
 @pytest.mark.parametrize(

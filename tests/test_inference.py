@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ouroboros3d import build
+from ouroboros3d import files as files_module
 from ouroboros3d.build import build_cameras, build_models
 from ouroboros3d.cli import call
 from ouroboros3d.cli.inference import DEFAULT_CONFIG, configure, main, parse
@@ -154,7 +154,7 @@ def test_the_defaults_are_the_small_model(monkeypatch, tmp_path):
 
 
 def test_weights_are_also_looked_up_in_the_repository(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "ROOT", model)
+    monkeypatch.setattr(files_module, "ROOT", model)
     monkeypatch.chdir(tmp_path)
     assert infer(model, tmp_path, "model.pretrained.checkpoint=ckpt", "--steps", "1") == 0
 

@@ -1,6 +1,7 @@
 """The commands: one module per entry point, each with a `main(arguments)`.
 
-`run` is the only way in: of the doors at the top and in scripts/, and of the installed command `ouroboros3d`.
+Nobody calls a `main` directly: `run` is the way in from the doors at the top and in scripts/, `main` is the installed
+command `ouroboros3d` with a sub-command for each of them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,48 @@ from typing import NoReturn
 
 from ouroboros3d.errors import UserError
 
+# Sub-command of `ouroboros3d` -> (module here, what it does).
+COMMANDS = {
+    "infer": ("inference", "pictures to 3D Gaussians"),
+    "train": ("train", "train on orbits of objects"),
+    "evaluate": ("evaluate", "score a model on held-out orbits"),
+    "ablate": ("ablate", "train, evaluate and print the paper's ablation tables"),
+    "export": ("export", "weights in the layout of diffusers or of the release"),
+    "render": ("render_orbits", "meshes to orbits"),
+    "render_eval": ("render_eval", "meshes to an evaluation set"),
+    "validate": ("validate_orbits", "find broken orbits"),
+    "shard": ("make_shards", "pack orbits into tar files"),
+    "get_furniture": ("get_furniture", "fetch 509 free models"),
+    "get_objaverse": ("get_objaverse", "fetch models of Objaverse"),
+    "train_parts": ("train_frozen_parts", "train the small model's VAE or image encoder"),
+    "plot": ("plot_metrics", "plot the curves of runs"),
+    "memory": ("memory_table", "memory of a training on several cards"),
+}
+
 
 def run(name: str) -> NoReturn:
-    """Runs the command of this name (or module) with the process's arguments, and exits with its status."""
-    module = importlib.import_module(name if "." in name else f"ouroboros3d.cli.{name}")
-    sys.exit(call(module.main, sys.argv[1:]))
+    """Runs the command of this module with the process's arguments, and exits with its status."""
+    sys.exit(call(lambda: load(name).main(sys.argv[1:])))
+
+
+def main() -> NoReturn:
+    """`ouroboros3d COMMAND [arguments]`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        lines = (f"  {command:{width}}  {text}" for command, (_, text) in COMMANDS.items())
+        print("usage: ouroboros3d COMMAND [arguments]    (ouroboros3d COMMAND --help)\n", *lines, sep="\n")
+        sys.exit(0)
+    if name not in COMMANDS:
+        print(f"error: {name}: no such command; known: {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"ouroboros3d {name}", *sys.argv[2:]]
+    run(COMMANDS[name][0])
+
+
+def load(name: str):
+    """The module of a command, by its name here or its full name."""
+    return importlib.import_module(name if "." in name else f"ouroboros3d.cli.{name}")
 
 
 def call(main: Callable[..., int | None], *arguments, **options) -> int:
@@ -34,7 +72,7 @@ def call(main: Callable[..., int | None], *arguments, **options) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it can", file=sys.stderr)
+        print("interrupted; what was finished is kept", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)

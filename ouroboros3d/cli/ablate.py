@@ -14,317 +14,20 @@ docs/evaluation.md has the protocol.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import shlex
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from PIL import Image
-
+from ouroboros3d.cli.options import Parser, say_loading
 from ouroboros3d.config.loading import load_config, parse_duration, split_overrides
+from ouroboros3d.devices import DTYPE_NAMES, check_device_name
 from ouroboros3d.errors import UserError
-from ouroboros3d.evaluation.bootstrap import Interval
-from ouroboros3d.evaluation.evaluator import batch_size
-from ouroboros3d.evaluation.result_folder import PICTURES, extreme_rows, picture_path
-from ouroboros3d.evaluation.score_tables import Row as Score
-from ouroboros3d.evaluation.score_tables import align, check_settings, compare, key, read_rows, summarise
-from ouroboros3d.files import atomic_path, check_writable_dir
-from ouroboros3d.models.weights import find_weights
-from ouroboros3d.pipeline import DTYPES
-from ouroboros3d.visualize import save_image, stacked, table_row
-
-ROOT = Path(__file__).resolve().parents[2]
-ABLATIONS = ROOT / "configs" / "ablations"
-PAPER_STEPS = 25  # of the sampler, which the schedule table counts in
-METRICS = (("psnr", "PSNR", 3), ("ssim", "SSIM", 4), ("lpips", "LPIPS", 4), ("gradient_distance", "gradient d.", 4))
-PAPER_COLUMNS = ("PSNR", "SSIM", "LPIPS", "d PSNR", "d SSIM", "d LPIPS")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table. `paper` is the rendered 3D's PSNR, SSIM, LPIPS and its distance from the views, on GSO."""
-
-    title: str
-    paper: tuple[float, ...] = ()
-    weights: str | None = None  # the row whose training it samples from; None: its own
-
-
-ROWS = {
-    "separate": Row("separate training", (20.012, 0.8465, 0.1287, 1.067, 0.0125, 0.0189)),
-    "joint": Row("joint", (20.549, 0.8651, 0.1183, 0.511, 0.0094, 0.0070)),
-    "ccm": Row("joint + ccm", (21.325, 0.8937, 0.1092, 0.304, 0.0036, 0.0018)),
-    "rgb": Row("joint + rgb", (21.542, 0.8871, 0.1103, 0.100, 0.0101, 0.0036)),
-    "full": Row("joint + ccm + rgb", (21.761, 0.9094, 0.0991, 0.009, 0.0028, 0.0002)),
-    "from_10": Row("feedback from step 10 of 25 on", (21.633,), weights="full"),
-    "from_20": Row("feedback from step 20 of 25 on", (20.805,), weights="full"),
-    "zero": Row("no feedback in sampling", weights="full"),
-    "shuffled": Row("another object's feedback", weights="full"),
-}
-TABLES = {
-    "feedback": ("Feedback", ["separate", "joint", "ccm", "rgb", "full"]),
-    "schedule": ("Feedback schedule", ["full", "from_10", "from_20"]),
-    "controls": ("Controls (not in the paper)", ["full", "zero", "shuffled"]),
-}
-Run = Callable[[str, list[str]], None]  # (script, arguments); raises UserError if it does not end well
-
-
-def launcher(prefix: str) -> Run:
-    """Runs a script of this repository as a process: `prefix` (python without one) script arguments."""
-    start = shlex.split(prefix) or [sys.executable]
-
-    def run(script: str, arguments: list[str]) -> None:
-        command = [*start, str(ROOT / script), *arguments]
-        print(f"\n$ {shlex.join(command)}", flush=True)
-        stopped: list[int] = []
-        process: subprocess.Popen | None = None
-
-        def stop(number: int, _frame: object) -> None:
-            """The training saves and ends; Ctrl-C reaches it by itself."""
-            stopped.append(number)
-            if number == signal.SIGTERM and process is not None:
-                process.send_signal(number)
-
-        previous = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            process = subprocess.Popen(command)
-            status = process.wait()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-        if stopped:
-            raise UserError(f"stopped by {signal.Signals(stopped[0]).name}; the same command goes on from here")
-        if status:
-            raise UserError(f"{script} ended with status {status}, see above; the same command goes on from here")
-
-    return run
-
-
-class Ablation:
-    """One base, budget and start; rows, seeds and objects can be added later."""
-
-    def __init__(self, options: argparse.Namespace, overrides: list[str], run: Run) -> None:
-        self.options, self.overrides, self.run = options, overrides, run
-        self.out: Path = options.out
-        self.steps = load_config(options.base, overrides).sampler.steps
-        check_writable_dir(self.out)
-        settings = {
-            "base": str(options.base.resolve()),
-            "overrides": overrides,
-            "steps": options.steps,
-            "budget": options.budget,
-            "start": str(options.start) if options.start else None,
-            "list": options.list,
-            "dtype": options.dtype,
-        }
-        check_settings(self.out, settings, occupied=any(self.out.glob("*/row.yaml")))
-
-    def config_file(self, name: str) -> Path:
-        """The base with a row's changes, as a file that train.py and evaluate.py take."""
-        layer = OmegaConf.load(ABLATIONS / f"{name}.yaml")
-        step = OmegaConf.select(layer, "sampler.feedback_from")
-        if step:
-            layer.sampler.feedback_from = scaled_step(step, self.steps)
-        if self.options.start:
-            layer = OmegaConf.merge(layer, {"model": {"pretrained": weights_from(self.options.start.resolve())}})
-        path = check_writable_dir(self.out / name) / "row.yaml"
-        with atomic_path(path) as temporary:
-            base = OmegaConf.create({"base": str(self.options.base.resolve())})
-            temporary.write_text(OmegaConf.to_yaml(OmegaConf.merge(base, layer)))
-        batch_size(load_config(path, self.overrides), 1)  # what cannot be combined shows before anything is trained
-        return path
-
-    def make(self, name: str, seed: int) -> list[Score]:
-        """The scores of a row for one training seed, trained and evaluated as far as they are not yet."""
-        folder = self.out / name / f"scores_{seed}"
-        if not self.options.report:
-            self._score(name, seed, folder)
-        return [row for row in read_rows(folder / "objects.csv") if row["seed"] in self.options.seeds]
-
-    def _score(self, name: str, seed: int, folder: Path) -> None:
-        options, weights = self.options, ROWS[name].weights or name
-        training = self.out / weights / f"train_{seed}"
-        if not finished(training, options.steps, options.budget):
-            self._train(weights, seed, training)
-        arguments = ["--config", str(self.config_file(name)), "--list", options.list, "--out", str(folder)]
-        arguments += ["--seeds", *map(str, options.seeds), "--objects", str(options.objects), "--no_baselines"]
-        arguments += ["--batch", str(options.batch), "--dtype", options.dtype]
-        arguments += ["--device", options.device] if options.device else []
-        trained = weights_from(training / "export")
-        arguments += [
-            *self.overrides,
-            *(f"model.pretrained.{k}={'null' if v is None else v}" for k, v in trained.items()),
-        ]
-        self.run("scripts/evaluate.py", arguments)
-
-    def _train(self, name: str, seed: int, folder: Path) -> None:
-        options = self.options
-        # The evaluation that follows is what scores; validation on the way would only cost time.
-        changes = [f"train.output_dir={folder}", f"train.seed={seed}", f"train.validate_every={10**9}"]
-        if options.steps:
-            changes += [f"train.steps={options.steps}", "train.time_budget=''"]
-        else:
-            changes += [f"train.steps={10**9}", f"train.time_budget={options.budget}"]
-        arguments = ["--config", str(self.config_file(name)), *self.overrides, *changes]
-        arguments += ["--device", options.device] if options.device else []
-        self.run("train.py", arguments)
-        if not finished(folder, options.steps, options.budget):
-            raise UserError(f"{folder}: the training stopped before its end; the same command goes on from here")
-
-
-def weights_from(folder: Path) -> dict[str, str | None]:
-    """`model.pretrained` that takes every part a checkpoint folder has from there, whatever the base names."""
-    own = [part for part in ("vae", "image_encoder") if find_weights(folder, part)]
-    return {"checkpoint": str(folder), **dict.fromkeys([*own, "lgm", "unet"])}
-
-
-def scaled_step(step: int, steps: int) -> int:
-    """Step `step` of the paper's 25, in a loop of `steps`."""
-    return round(step * steps / PAPER_STEPS)
-
-
-def finished(folder: Path, steps: int | None, budget: str | None) -> bool:
-    """Whether a training folder's newest checkpoint has used up its steps or its time, and weights are exported."""
-    states = sorted((folder / "checkpoints").glob("step_*/trainer.json"))
-    if not states or not (folder / "export").is_dir():
-        return False
-    state = json.loads(states[-1].read_text())
-    return state["step"] >= steps if steps else state["seconds"] > parse_duration(budget or "")
-
-
-@dataclass(frozen=True)
-class Result:
-    """A row's scores, of all its training seeds together."""
-
-    scores: dict[str, Interval]
-    minus_full: dict[str, Interval]  # paired by object; empty for `full` itself
-    by_train_seed: dict[int, dict[str, float]]  # means over objects
-
-
-def results(scores: dict[str, dict[int, list[Score]]]) -> dict[str, Result]:
-    """Of the rows' scores by training seed."""
-    made = {}
-    full = [row for rows in scores.get("full", {}).values() for row in rows]
-    for name, by_seed in scores.items():
-        rows = [row for rows in by_seed.values() for row in rows]
-        difference = compare(rows, full) if full and name != "full" else {}
-        means = {seed: {c: v.mean for c, v in summarise(part).items()} for seed, part in by_seed.items()}
-        made[name] = Result(summarise(rows), difference, means)
-    return made
-
-
-def table_lines(names: list[str], made: dict[str, Result]) -> list[list[str]]:
-    """Heading and rows: ours (the rendered 3D at novel cameras, |views - 3D|, the difference from full), then the
-    paper's."""
-    have = [m for m in METRICS if any(f"render_novel_{m[0]}" in made[name].scores for name in names)]
-    lines = [["row", *(h for _, h, _ in have), *(f"d {h}" for _, h, _ in have), "PSNR - full's [95 %]"]]
-    lines[0] += [f"paper: {column}" for column in PAPER_COLUMNS]
-    for name in names:
-        scores, minus = made[name].scores, made[name].minus_full
-        line = [ROWS[name].title]
-        line += [f"{scores[f'render_novel_{m}'].mean:.{digits}f}" for m, _, digits in have]
-        line += [f"{abs(scores[f'delta_{m}'].mean):.{digits}f}" for m, _, digits in have]
-        line += [minus["render_novel_psnr"].text(2, sign=True) if minus else ""]
-        paper = [f"{v:.{3 if i % 3 == 0 else 4}f}" for i, v in enumerate(ROWS[name].paper)]
-        lines.append([*line, *paper, *[""] * (len(PAPER_COLUMNS) - len(paper))])
-    return lines
-
-
-def report(out: Path, made: dict[str, Result], protocol: str) -> str:
-    """Writes table.md, table.csv, table.json and plot.png; returns the tables as text."""
-    text, markdown = [], [f"{protocol}\n"]
-    for title, rows in TABLES.values():
-        names = [name for name in rows if name in made]
-        if not [name for name in names if name != "full"] and title != TABLES["feedback"][0]:
-            continue
-        lines = table_lines(names, made)
-        text += [f"{title}\n", align(lines), ""]
-        body = [f"| {' | '.join(line)} |" for line in lines]
-        markdown += [f"## {title}\n", body[0], "|---" * len(lines[0]) + "|", *body[1:], ""]
-    with atomic_path(out / "table.md") as path:
-        path.write_text("\n".join(markdown))
-    with atomic_path(out / "table.json") as path:
-        values = {name: {"title": ROWS[name].title, "paper": ROWS[name].paper, **asdict(r)} for name, r in made.items()}
-        path.write_text(json.dumps({"protocol": protocol, "rows": values}, indent=1).replace("NaN", "null") + "\n")
-    with atomic_path(out / "table.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["row", "column", *Interval.__dataclass_fields__, "minus_full", "minus_low", "minus_high"])
-        for name, result in made.items():
-            for column, value in result.scores.items():
-                d = result.minus_full.get(column)
-                writer.writerow([name, column, *asdict(value).values(), *([d.mean, d.low, d.high] if d else [""] * 3)])
-    plot(out / "plot.png", made)
-    return "\n".join(text)
-
-
-def comparison(out: Path, names: list[str], train_seed: int, seed: int) -> Image.Image | None:
-    """Truth and every row's 3D below each other, for the objects on which `full` is best, median and worst."""
-
-    def folder(name: str) -> Path:
-        return out / name / f"scores_{train_seed}"
-
-    scores = {name: {key(row): row for row in read_rows(folder(name) / "objects.csv")} for name in names}
-    entries = []
-    for kind, row in extreme_rows([row for row in scores["full"].values() if row["seed"] == seed], 2):
-        paths = {name: picture_path(folder(name), row) for name in names}
-        if not all(path.is_file() for path in paths.values()):
-            continue
-        count = len(PICTURES)
-        truth = table_row(Image.open(paths["full"]), PICTURES.index("truth"), count)
-        entries.append((f"{kind} of the full row: {row['object']}", truth))
-        for name, path in paths.items():
-            heading = f"{ROWS[name].title}: 3D {scores[name][key(row)]['render_novel_psnr']:.1f} dB"
-            entries.append((heading, table_row(Image.open(path), PICTURES.index("3D"), count)))
-    return stacked(entries) if entries else None
-
-
-def plot(path: Path, made: dict[str, Result]) -> None:
-    """Left the 3D's PSNR against the full row's, ours with its interval and the paper's; right the gap between views
-    and 3D."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = [name for name in ROWS if name in made]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.45 * len(names) + 1.6), sharey=True)
-    places = range(len(names), 0, -1)
-    for y, name in zip(places, names, strict=True):
-        paper = ROWS[name].paper
-        gap = made[name].scores["delta_psnr"]
-        difference = made[name].minus_full.get("render_novel_psnr", Interval(0.0, 0.0, 0.0, 0))
-        for axis, value, sign in ((left, difference, 1), (right, gap, -1 if gap.mean < 0 else 1)):
-            mean, ends = sign * value.mean, sorted((sign * value.low, sign * value.high))
-            axis.plot(ends, [y, y], color="C0", linewidth=2)
-            axis.plot(mean, y, "o", color="C0", label="here" if y == len(names) else None)
-        if paper:
-            left.plot(paper[0] - ROWS["full"].paper[0], y, "D", mfc="none", color="C1", label=_once(left, "paper, GSO"))
-        if len(paper) > 3:
-            right.plot(paper[3], y, "D", mfc="none", color="C1")
-    left.set_yticks(list(places), [ROWS[name].title for name in names])
-    left.set_xlabel("PSNR of the rendered 3D minus the full row's, dB")
-    right.set_xlabel("|PSNR of the views - of the 3D|, dB")
-    for axis in (left, right):
-        axis.axvline(0, color="grey", linewidth=0.8)
-    left.legend(loc="best", fontsize=8)
-    figure.tight_layout()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-
-
-def _once(axis: object, label: str) -> str | None:
-    return None if label in axis.get_legend_handles_labels()[1] else label
+from ouroboros3d.evaluation.ablation_rows import ROWS, TABLES
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, default=ROOT / "configs" / "small" / "joint.yaml", help="YAML file")
+    parser = Parser(__doc__)
+    parser.add_argument(
+        "--base", type=Path, default=Path("configs/small/joint.yaml"), help="YAML file (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder (default: %(default)s)")
     parser.add_argument("--rows", nargs="+", default=["feedback", "schedule"], help="of " + ", ".join([*TABLES, *ROWS]))
     parser.add_argument("--steps", type=int, help="training steps of each row: equal samples")
@@ -335,12 +38,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--list", default="test.txt", help="evaluated orbits, in data.root (default: %(default)s)")
     parser.add_argument("--objects", type=int, default=0, help="evaluated objects (default: all)")
     parser.add_argument("--batch", type=int, default=4, help="orbits at a time in evaluation (default: %(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of evaluation (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="float32", help="of evaluation (default: %(default)s)")
     parser.add_argument("--launcher", default="", help='e.g. "torchrun --nproc_per_node=8" (default: python)')
     parser.add_argument("--device", help="cpu or cuda (default: what the machine has)")
     parser.add_argument("--report", action="store_true", help="only the tables, of what earlier commands have made")
     arguments, overrides = split_overrides(arguments)
     options = parser.parse_args(arguments)
+    check_device_name(options.device)
     if bool(options.steps) == bool(options.budget):
         raise UserError("give either --steps (equal samples) or --budget (equal time)")
     if options.budget:
@@ -355,36 +59,11 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, overrides
 
 
-def main(arguments: list[str], run: Run | None = None) -> None:
-    """`run` in place of processes of their own, for tests."""
+def main(arguments: list[str], run=None) -> None:
+    """`run` stands in for processes of their own, in tests."""
     options, overrides = parse(arguments)
-    ablation = Ablation(options, overrides, run or launcher(options.launcher))
-    for name in options.rows if not options.report else ():  # all of them before the first hour of training
-        ablation.config_file(name)
-    scores: dict[str, dict[int, list[Score]]] = {}
-    for name in options.rows:
-        scores[name] = {seed: ablation.make(name, seed) for seed in options.train_seeds}
-        if not options.report:  # of the rows so far, for who cannot wait
-            report(options.out, results(scores), protocol(options))
-    text = report(options.out, results(scores), protocol(options))
-    if "full" in scores:
-        rows = [name for name in TABLES["feedback"][1] if name in scores]
-        if (picture := comparison(options.out, rows, options.train_seeds[0], options.seeds[0])) is not None:
-            save_image(options.out / "grid.png", picture)
-    print(f"\n{protocol(options)}\n\n{text}\nin {options.out}: table.md, table.csv, table.json, plot.png, grid.png")
+    load_config(options.base, overrides)  # refuses bad ones before seconds of imports
+    say_loading()
+    from ouroboros3d.evaluation.ablation import ablate
 
-
-def protocol(options: argparse.Namespace) -> str:
-    """What the two sides of a table are, in words."""
-
-    def numbers(values: list[int]) -> str:
-        return ", ".join(map(str, values))
-
-    budget = f"{options.steps} steps" if options.steps else options.budget
-    return (
-        f"Here: {options.base.stem}.yaml, {budget} of training a row from the same start, training seeds "
-        f"{numbers(options.train_seeds)}, {options.objects or 'all'} objects of {options.list}, sampling seeds "
-        f"{numbers(options.seeds)}; the rendered 3D at the generated cameras but the "
-        "first, d = |views - 3D|. Paper: the full-size model on 100 objects of GSO. The two differ in data, size and "
-        "resolution: compare the order of the rows, not the numbers."
-    )
+    ablate(options, overrides, run)

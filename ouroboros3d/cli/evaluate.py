@@ -10,28 +10,20 @@ grid.png with the best, median and worst objects. docs/evaluation.md defines eve
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
 
-from accelerate import PartialState
-
-from ouroboros3d.build import build_models, check_renderer
+from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
 from ouroboros3d.config.loading import load_config, split_overrides
-from ouroboros3d.devices import pick_device
+from ouroboros3d.devices import DTYPE_NAMES, check_device_name
 from ouroboros3d.errors import UserError
-from ouroboros3d.evaluation.evaluator import Options, evaluate
-from ouroboros3d.evaluation.score_tables import above_repeat, compare, read_rows, summarise, table_text
 from ouroboros3d.files import atomic_path
-from ouroboros3d.pipeline import DTYPES
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "small.yaml"), help="default: %(default)s")
+    parser = Parser(__doc__)
+    parser.add_argument("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
     parser.add_argument("--list", default="test.txt", help="in data.root (default: %(default)s)")
     parser.add_argument("--objects", type=int, default=0, help="spread evenly over the list (default: all)")
     parser.add_argument("--every_orbit", action="store_true", help="look from each orbit of an object, not one")
@@ -42,22 +34,34 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--points", type=Path, metavar="FOLDER", help="with <id>/points.npz: Chamfer, F-score")
     parser.add_argument("--no_baselines", action="store_true")
     parser.add_argument("--device", help="cpu or cuda (default: what the machine has)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the networks (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=DTYPE_NAMES, default="float32", help="of the networks (default: %(default)s)"
+    )
     arguments, overrides = split_overrides(arguments)
     options = parser.parse_args(arguments)
+    check_device_name(options.device)
     if min(options.objects, *options.seeds) < 0 or options.batch < 1:
         raise UserError("--objects and --seeds must not be negative, --batch at least 1")
-    others = read_rows(options.compare) if options.compare else None  # bad input shows before the work
     config = load_config(options.config, [*overrides, f"data.val={options.list}"])
-    device = pick_device(options.device)
-    state = PartialState(cpu=device.type == "cpu")
-    device = state.device if device.type == "cuda" and state.num_processes > 1 else device
-    check_renderer(config, device)
-    models = build_models(config.model).to(device, DTYPES[options.dtype])
+    say_loading()
+    from accelerate import PartialState
+
+    from ouroboros3d.build import build_models, check_renderer
+    from ouroboros3d.devices import pick_device
+    from ouroboros3d.evaluation.evaluator import Options, evaluate
+    from ouroboros3d.evaluation.score_tables import above_repeat, compare, read_rows, summarise, table_text
+    from ouroboros3d.pipeline import DTYPES
+
+    others = read_rows(options.compare) if options.compare else None  # bad input shows before the work
+    where = pick_device(options.device)
+    state = PartialState(cpu=where.type == "cpu")
+    where = state.device if where.type == "cuda" and state.num_processes > 1 else where
+    check_renderer(config, where)
+    models = build_models(config.model).to(where, DTYPES[options.dtype])
     rows, notes = evaluate(
         models,
         config,
-        device,
+        where,
         Options(
             objects=options.objects,
             every_orbit=options.every_orbit,

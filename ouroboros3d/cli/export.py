@@ -12,20 +12,14 @@ networks from a training checkpoint (model.safetensors, or FSDP2's pytorch_model
 
 from __future__ import annotations
 
-import argparse
-
-import torch
-
-from ouroboros3d.build import build_models
+from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
 from ouroboros3d.config.loading import load_config
-from ouroboros3d.diffusion import euler_schedule
 from ouroboros3d.files import check_writable_dir
-from ouroboros3d.models.weights import load_trained, save_checkpoint, save_diffusers
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/small.yaml", help="(default: %(default)s)")
+    parser = Parser(__doc__)
+    parser.add_argument("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
     parser.add_argument("--ckpt", metavar="FOLDER", help="weights (default: the config's)")
     parser.add_argument("--out", metavar="FOLDER", required=True)
     parser.add_argument(
@@ -37,8 +31,15 @@ def main(arguments: list[str]) -> None:
     if options.ckpt is not None:
         overrides.append(f"model.pretrained.checkpoint={options.ckpt}")
     config = load_config(options.config, overrides)
-    models = build_models(config.model)
     check_writable_dir(options.out)
+    say_loading()
+    import torch
+
+    from ouroboros3d.build import build_models
+    from ouroboros3d.diffusion import euler_schedule
+    from ouroboros3d.models.weights import load_trained, save_checkpoint, save_diffusers
+
+    models = build_models(config.model)
     if options.trained is not None:
         load_trained(options.trained, models)
     dtype = getattr(torch, options.dtype)

@@ -9,25 +9,15 @@ Writes checkpoints/, validation/, metrics.jsonl, export/ and best/ (weights for 
 
 from __future__ import annotations
 
-import argparse
-
-import torch
-from accelerate.utils import set_seed
-
-from ouroboros3d.build import build_models, check_renderer
+from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
 from ouroboros3d.config.loading import load_config
-from ouroboros3d.data.splits import build_dataset, check_split
+from ouroboros3d.config.schema import Config
 from ouroboros3d.errors import UserError
-from ouroboros3d.evaluation.validation import Validation
-from ouroboros3d.models.weights import save_checkpoint
-from ouroboros3d.training.dry_run import describe
-from ouroboros3d.training.setup import build_objective, compile_networks
-from ouroboros3d.training.trainer import Trainer
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/small.yaml", help="YAML file (default: %(default)s)")
+    parser = Parser(__doc__)
+    parser.add_argument("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what the machine has")
     parser.add_argument("--dry_run", action="store_true", help="print the plan of the run; run and write nothing")
     parser.add_argument("--resume", metavar="auto|never|FOLDER", help="the same as train.resume=")
@@ -35,14 +25,36 @@ def main(arguments: list[str]) -> None:
     if options.resume is not None:
         overrides.append(f"train.resume={options.resume}")
     config = load_config(options.config, overrides)
+    say_loading()
     if options.dry_run:
-        text, problems = describe(config)
-        print(text)
-        if problems:
-            raise UserError(f"this run would not start: {'; '.join(problems)}")
-        return
-    set_seed(config.train.seed)  # of Python, numpy and torch, all of which checkpoints hold
+        plan(config)
+    else:
+        train(config, cpu=options.device == "cpu")
 
+
+def plan(config: Config) -> None:
+    """Prints what a run would do. Raises UserError if it would not start."""
+    from ouroboros3d.training.dry_run import describe
+
+    text, problems = describe(config)
+    print(text)
+    if problems:
+        raise UserError(f"this run would not start: {'; '.join(problems)}")
+
+
+def train(config: Config, cpu: bool = False) -> None:
+    """Trains to the end and says where the weights are and how to use them."""
+    import torch
+    from accelerate.utils import set_seed
+
+    from ouroboros3d.build import build_models, check_renderer
+    from ouroboros3d.data.splits import build_dataset, check_split
+    from ouroboros3d.evaluation.validation import Validation
+    from ouroboros3d.models.weights import save_checkpoint
+    from ouroboros3d.training.setup import build_objective, compile_networks
+    from ouroboros3d.training.trainer import Trainer
+
+    set_seed(config.train.seed)  # of Python, numpy and torch, all of which checkpoints hold
     dataset, held_out = build_dataset(config, "train"), build_dataset(config, "val")
     check_split(dataset, held_out, config)
     models = build_models(config.model)
@@ -55,7 +67,7 @@ def main(arguments: list[str]) -> None:
         dataset,
         config.train,
         export=lambda folder: save_checkpoint(folder, models, dtype=torch.float16, frozen=own_parts),
-        cpu=options.device == "cpu",
+        cpu=cpu,
         settings=config,
         workers=config.data.workers,
     )
@@ -63,3 +75,8 @@ def main(arguments: list[str]) -> None:
     models.to(trainer.accelerator.device)
     trainer.validate = Validation(models, config, held_out, trainer.accelerator.device)
     trainer.run()
+    if trainer.accelerator.is_main_process and (trainer.folder / "export").is_dir():
+        print(f"weights: {trainer.folder / 'export'}; try them with")
+        print(
+            f"  python inference.py --config {trainer.folder / 'config.yaml'} --ckpt {trainer.folder} --input_img FILE"
+        )

@@ -12,11 +12,13 @@ from omegaconf.errors import OmegaConfBaseException
 from ouroboros3d.config.checks import check_config
 from ouroboros3d.config.schema import Config
 from ouroboros3d.errors import ConfigError
+from ouroboros3d.files import locate
 
 
 def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Defaults, then the YAML file, then `key=value` overrides; checked. A file may name another as `base:`,
-    relative to itself. Raises ConfigError."""
+    relative to itself. Config files and `data.root` that are not in the working folder are looked up in the repository.
+    Raises ConfigError."""
     config = OmegaConf.structured(Config)
     for source, layer in [*_layers(path), *((text, _parse_override(text)) for text in overrides)]:
         try:
@@ -27,6 +29,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
         config = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise ConfigError(f"{path}: {_explain(error)}") from error
+    config.data.root = str(locate(config.data.root))
     check_config(config)
     return config
 
@@ -62,7 +65,7 @@ def _layers(path: str | Path | None) -> list[tuple[Path, DictConfig]]:
     """The YAML files to merge and what they hold, base first."""
     layers: list[tuple[Path, DictConfig]] = []
     while path is not None:
-        path = Path(path)
+        path = locate(path)
         if not path.is_file():
             raise ConfigError(f"{path}: no such config file")
         try:

@@ -1,0 +1,96 @@
+"""Entry points: thin doors, light help, one-line errors, statuses of interruptions, nothing that only Linux has."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ouroboros3d.cli import COMMANDS, call
+from ouroboros3d.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+DOORS = [ROOT / "train.py", ROOT / "inference.py", *sorted((ROOT / "scripts").glob("*.py"))]
+MODULES = sorted(p.stem for p in (ROOT / "ouroboros3d" / "cli").glob("*.py") if p.stem not in ("__init__", "options"))
+# Their imports are still to be put off.
+HEAVY = {"benchmark_data", "benchmark_renderer", "benchmark_training", "train_frozen_parts", "make_gallery"}
+HEAVY |= {"make_shards", "validate_orbits", "memory_table", "count_parameters"}
+# Imports every command with the modules that only some systems have hidden, and asks each for its help. What may not
+# be imported for that is printed: torch, diffusers and transformers take seconds.
+HELP = """
+import contextlib, importlib, io, sys
+for name in ("resource", "fcntl", "termios", "pwd", "grp"):
+    sys.modules[name] = None
+for name in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        try:
+            importlib.import_module(name).main(["--help"])
+        except SystemExit as stop:
+            assert not stop.code, name
+    assert "usage" in text.getvalue(), name
+    for heavy in ("torch", "diffusers", "transformers", "trimesh", "matplotlib", "gradio"):
+        if heavy in sys.modules:
+            print(name, heavy)
+            sys.exit(1)
+"""
+
+
+def test_help_of_every_command_needs_nothing_heavy_and_no_module_of_one_system():
+    modules = [f"ouroboros3d.cli.{name}" for name in MODULES if name not in HEAVY]
+    done = subprocess.run([sys.executable, "-c", HELP, *modules], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", DOORS, ids=lambda p: p.name)
+def test_doors_are_thin_and_lead_to_a_command(path):
+    text = path.read_text()
+    assert len(text.splitlines()) < 15
+    (name,) = [n.args[0].value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call) and n.args[1:] == []
+               and getattr(n.func, "id", "") == "run"]  # fmt: skip
+    assert name in MODULES or name == "tests.parity.check"
+
+
+def test_every_command_has_a_door_and_every_sub_command_a_module():
+    assert {path.stem for path in DOORS} - {"check_parity"} <= set(MODULES)
+    assert {module for module, _ in COMMANDS.values()} <= set(MODULES)
+
+
+def test_a_door_works_from_another_folder_without_a_path(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "--list" in done.stdout, done.stderr
+
+
+def test_the_installed_command_lists_what_there_is_and_names_what_there_is_not(tmp_path):
+    def ask(*words):
+        command = [sys.executable, "-m", "ouroboros3d", *words]
+        return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+
+    assert all(f"  {name} " in ask("--help").stdout for name in COMMANDS)
+    wrong = ask("fly")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: fly: no such command") and not wrong.stdout
+
+
+def test_statuses(capsys):
+    def fail(error):
+        raise error
+
+    assert call(lambda: None) == 0 and call(lambda: 3) == 3
+    assert call(fail, UserError("what to do")) == 2
+    assert capsys.readouterr().err == "error: what to do\n"
+    assert call(fail, KeyboardInterrupt()) == 130
+    with pytest.raises(SystemExit) as stopped:
+        call(os.kill, os.getpid(), signal.SIGTERM)
+    assert stopped.value.code == 143
+
+
+def test_an_old_python_is_refused_in_one_line():
+    code = "import sys; sys.version_info = (3, 8, 1); sys.path.insert(0, sys.argv[1]); import ouroboros3d"
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True)
+    assert (
+        done.returncode == 1 and done.stderr.startswith("error: Python 3.10 or newer") and done.stderr.count("\n") == 1
+    )
