@@ -21,6 +21,7 @@ LAYERS = [
     {"evaluation", "training"},
     {"app"},
     {"cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
