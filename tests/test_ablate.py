@@ -217,7 +217,7 @@ def test_training_is_finished_by_its_steps_or_its_time(ablate, tmp_path):
 
 def test_processes_that_fail_or_are_stopped(ablate):
     ablation.launcher("true")("train", [])
-    with pytest.raises(UserError, match=r"train\.py ended with status 1"):
+    with pytest.raises(UserError, match=r"train ended with status 1"):
         ablation.launcher("false")("train", [])
     with pytest.raises(UserError, match="stopped by SIGTERM; the same command goes on"):
         ablation.launcher("sh -c 'kill -TERM $PPID; sleep 0.1'")("train", [])
