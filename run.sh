@@ -86,11 +86,11 @@ case "$verb" in
     exec "$python" "$root/train.py" "$@"
     ;;
   train_small)
-    prepare trimesh embreex scipy
+    prepare embreex mapbox_earcut
     PYTHON="$python" exec "$root/scripts/train_small.sh" "$@"
     ;;
   test)
-    prepare pytest ruff trimesh embreex scipy webdataset
+    prepare pytest ruff trimesh embreex mapbox_earcut webdataset
     cd "$root"
     exec "$python" -m pytest "$@"
     ;;

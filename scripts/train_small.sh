@@ -8,7 +8,7 @@
 # with it. More is better: checkpoints/small/README.md has what seven and a half core-hours gave. docs/training.md
 # lists the stages; validation goes to their metrics.jsonl, and the last command prints the model's scores.
 # Every part can be interrupted and repeated: what is finished is skipped, what is not goes on where it was.
-# Needs `apt-get download` (or the package's .deb, see scripts/get_furniture.py), and pip's trimesh, embreex and scipy,
+# Needs `apt-get download` (or the package's .deb, see scripts/get_furniture.py), and pip's embreex and mapbox_earcut,
 # which run.sh installs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

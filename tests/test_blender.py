@@ -16,7 +16,9 @@ pytest.importorskip("embreex")
 from ouroboros3d.datagen import blender  # noqa: E402
 from ouroboros3d.datagen import orbit_renderer as render  # noqa: E402
 from ouroboros3d.datagen.assets import Asset, AssetError  # noqa: E402
-from ouroboros3d.datagen.raycast import OBJECT_RADIUS, Raycaster, load_surface, orbit_pose  # noqa: E402
+from ouroboros3d.datagen.meshes import load_surface  # noqa: E402
+from ouroboros3d.datagen.raycast import Raycaster, orbit_pose  # noqa: E402
+from ouroboros3d.datagen.surface import OBJECT_RADIUS  # noqa: E402
 from ouroboros3d.errors import UserError  # noqa: E402
 
 HAS_BPY = importlib.util.find_spec("bpy") is not None
@@ -165,7 +167,7 @@ def test_a_missing_texture_is_a_warning_and_no_pink(tmp_path):
         picture.unlink()
     (tmp_path / "material.mtl").write_text("newmtl material_0\nKd 0 0.5 0\nmap_Kd gone.png\n")
     opened = open_scene("blender", tmp_path / "board.obj")
-    assert opened.meta["warnings"] == ["texture 'gone.png' is missing or broken"]
+    assert opened.meta["warnings"] == ["material 'material_0': texture 'gone.png' is missing or broken"]
     rgba = opened.scene.render(orbit_pose(-70, 20), SIZE, 8).reshape(-1, 4)
     rgb = rgba[rgba[:, 3] == 255][:, :3].mean(0)
     assert rgb[1] > 60 and rgb[0] < 40 and rgb[2] < 40

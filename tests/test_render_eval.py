@@ -14,7 +14,8 @@ pytest.importorskip("embreex")
 from ouroboros3d.cli import call, render_eval  # noqa: E402
 from ouroboros3d.data.orbits import OrbitDataset  # noqa: E402
 from ouroboros3d.datagen.assets import Asset  # noqa: E402
-from ouroboros3d.datagen.raycast import load_surface, make_surface  # noqa: E402
+from ouroboros3d.datagen.meshes import load_surface  # noqa: E402
+from ouroboros3d.datagen.surface import Part, make_surface  # noqa: E402
 from ouroboros3d.errors import UserError  # noqa: E402
 
 QUICK = ("--size", 32, "--samples", 2, "--workers", 1)
@@ -103,9 +104,8 @@ def test_points_are_the_surface_in_the_frame_of_the_pictures(rendered):
 
 
 def test_points_inside_are_left_out():
-    part = {"colour": [1, 1, 1, 1]}
     outer, inner = trimesh.creation.box((2, 2, 2)), trimesh.creation.icosphere(2, 0.5)
-    surface = make_surface([part | {"vertices": m.vertices, "faces": m.faces} for m in (outer, inner)])
+    surface = make_surface([Part(m.vertices, m.faces) for m in (outer, inner)])
     found = render_eval.visible_points(surface, 1000, seed=0)
     points = found / surface.scale
     np.testing.assert_allclose(np.abs(points).max(1), 1, atol=1e-5)

@@ -24,10 +24,12 @@ from ouroboros3d.cli import call, get_furniture, render_orbits  # noqa: E402
 from ouroboros3d.data.orbit_files import read_meta, read_rgba  # noqa: E402
 from ouroboros3d.data.orbits import OrbitDataset  # noqa: E402
 from ouroboros3d.datagen import orbit_renderer as render  # noqa: E402
-from ouroboros3d.datagen.assets import Asset, hold_out, missing_textures, open_assets, safe_unzip  # noqa: E402
-from ouroboros3d.datagen.polygons import clip_ears  # noqa: E402
+from ouroboros3d.datagen.assets import Asset, Findings, hold_out, open_assets, safe_unzip  # noqa: E402
+from ouroboros3d.datagen.meshes import load_surface  # noqa: E402
+from ouroboros3d.datagen.polygons import triangulate  # noqa: E402
 from ouroboros3d.datagen.procedural import random_object  # noqa: E402
-from ouroboros3d.datagen.raycast import Raycaster, load_surface, make_surface, orbit_pose  # noqa: E402
+from ouroboros3d.datagen.raycast import Raycaster, orbit_pose  # noqa: E402
+from ouroboros3d.datagen.surface import Material, Part, Texture, make_surface  # noqa: E402
 from ouroboros3d.errors import UserError  # noqa: E402
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -38,8 +40,13 @@ def run(monkeypatch, *arguments) -> int:
 
 
 QUICK = ("--size", 16, "--orbits", 1, "--samples", 1, "--workers", 1)
-GREY = [0.7, 0.7, 0.7, 1.0]
 SQUARE = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
+
+
+def warnings_of(path: Path) -> list[str]:
+    findings = Findings()
+    load_surface(path, findings=findings)
+    return list(findings.warnings)
 
 
 @pytest.fixture(scope="module")
@@ -103,18 +110,18 @@ def test_orbits_are_what_training_expects(rendered):
 
 def test_depth_lies_on_the_surface():
     quad = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1.0]])
-    surface = make_surface([{"vertices": quad, "faces": [[0, 1, 2], [0, 2, 3]], "colour": [1, 1, 1, 1]}])
+    surface = make_surface([Part(quad, np.array([[0, 1, 2], [0, 2, 3]]))])
     depth = Raycaster(surface).depth(orbit_pose(0, 0), 16)
     np.testing.assert_allclose(depth[depth > 0], 1.7417, atol=1e-5)  # along the axis, not along the ray
 
 
 def test_textures_stand_upright_and_holes_are_holes():
     quad = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1.0]])
-    texture = np.ones((8, 8, 4), np.float32)
+    texture = np.full((8, 8, 4), 255, np.uint8)
     texture[:4, :, 1:3] = 0  # the upper half is red,
     texture[4:, :4, 3] = 0  # a quarter, below and left, is cut out
-    part = {"vertices": quad, "faces": [[0, 1, 2], [0, 2, 3]], "colour": [1, 1, 1, 1], "texture": texture}
-    part["uv"] = [[0, 0], [1, 0], [1, 1], [0, 1]]
+    base = Texture(texture, np.array([[0, 0], [1, 0], [1, 1], [0, 1]]))
+    part = Part(quad, np.array([[0, 1, 2], [0, 2, 3]]), Material(base=base))
     image = Raycaster(make_surface([part])).render(orbit_pose(0, 0), 32)
     assert image[10, 12, 0] > 100 > image[10, 12, 1] and image[10, 12, 3] == 255
     assert image[22, 22, 1] > 100 and image[22, 12, 3] == 0
@@ -238,7 +245,7 @@ def bad_assets(folder: Path) -> dict[str, tuple[str, str]]:
     """File name -> contents and what the failures file must say."""
     triangle = "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"
     return {
-        "broken.obj": ("v 0 0\nf 1 2 nonsense\n", "cannot be read"),
+        "broken.obj": ("v 0 0 0\nf 1 2 nonsense\n", "cannot be read"),
         "empty.obj": ("v 0 0 0\n", ""),
         "point.obj": ("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n", "one point"),
         "line.obj": ("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "nothing is to be seen"),
@@ -280,7 +287,7 @@ def test_an_asset_that_is_gone_fails_alone(assets, tmp_path, monkeypatch):
 
 
 def test_whatever_a_reader_trips_over_is_one_failure(tmp_path, monkeypatch):
-    def trip(asset, settings):
+    def trip(*_):
         raise ZeroDivisionError("an odd file")
 
     monkeypatch.setitem(render.BACKENDS, "light", trip)
@@ -326,9 +333,7 @@ def test_huge_and_inside_out_objects_look_like_any_other():
     box = trimesh.creation.box((1, 2, 3))
 
     def picture(vertices, faces):
-        return Raycaster(make_surface([{"vertices": vertices, "faces": faces, "colour": GREY}])).render(
-            orbit_pose(30, 20), 32, 2
-        )
+        return Raycaster(make_surface([Part(vertices, faces)])).render(orbit_pose(30, 20), 32, 2)
 
     plain = picture(box.vertices, box.faces)
     np.testing.assert_array_equal(plain, picture(box.vertices, box.faces[:, ::-1]))
@@ -346,7 +351,12 @@ def test_polygons_keep_their_notches(tmp_path):
             surface = load_surface(tmp_path / "c.obj", up="z")
             assert surface.face_areas().sum() / surface.scale**2 == pytest.approx(7)
     flat = np.array([(x, y, 0.0) for x, y in outline])
-    assert len(clip_ears(np.insert(flat, 1, flat[0] * 0.5 + flat[1] * 0.5, 0))) == 7  # a corner on an edge
+    on_an_edge = np.insert(flat, 1, flat[0] * 0.5 + flat[1] * 0.5, 0)
+    for outline in (on_an_edge, on_an_edge[::-1]):
+        _, cut = triangulate(outline[None])
+        a, b, c = (outline[cut[:, k]] for k in range(3))
+        turns = np.cross(b - a, c - a)[:, 2]  # the outline's own winding
+        assert abs(turns.sum()) == pytest.approx(14) and (turns * np.sign(turns.sum()) >= -1e-9).all()
 
 
 def gltf(path: Path, scenes: list[trimesh.Trimesh], default: int | None) -> None:
@@ -375,14 +385,16 @@ def test_a_missing_texture_is_a_warning_and_leaves_the_plain_colour(tmp_path, mo
     (tmp_path / "sign.mtl").write_text(f"{unused}newmtl paint\nKd 0 1 0\nmap_Kd gone.png\n")
     assert run(monkeypatch, "--assets", tmp_path, "--out", tmp_path / "out", *QUICK) == 0
     warning = (tmp_path / "out/warnings.txt").read_text()
-    assert warning == "sign\ttexture 'gone.png' is missing or broken\n" and "1 lack" in capsys.readouterr().out
-    rgba = load_surface(tmp_path / "sign.obj").colours[0]
+    assert warning == "sign\tmaterial 'paint': texture 'gone.png' is missing\n"
+    assert "1 have warnings" in capsys.readouterr().out
+    rgba = load_surface(tmp_path / "sign.obj").materials[0].colour
     np.testing.assert_allclose(rgba, [0, 1, 0, 1])
     (tmp_path / "gone.png").write_bytes(b"no picture")
     assert run(monkeypatch, "--assets", tmp_path, "--out", tmp_path / "out", *QUICK) == 0  # finished, still said
     assert (tmp_path / "out/warnings.txt").read_text() == warning
+    assert warnings_of(tmp_path / "sign.obj") == ["material 'paint': texture 'gone.png' is no picture that can be read"]
     (tmp_path / "sign.mtl").unlink()
-    assert missing_textures(tmp_path / "sign.obj") == ["material file 'sign.mtl' is missing"]
+    assert warnings_of(tmp_path / "sign.obj") == ["material file 'sign.mtl' is missing"]
 
 
 def test_textures_are_found_where_scans_keep_them(tmp_path):
@@ -392,13 +404,13 @@ def test_textures_are_found_where_scans_keep_them(tmp_path):
     obj.write_text(f"mtllib model.mtl\n{SQUARE}usemtl m\nf 1/1 2/2 3/3 4/4\n")
     (tmp_path / "Shoe/meshes/model.mtl").write_text("newmtl m\nmap_Kd -s 1 1 1 texture.png\n")
     Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / "Shoe/materials/textures/texture.png")
-    assert missing_textures(obj) == []
-    np.testing.assert_allclose(load_surface(obj).textures[0][0, 0], [1, 0, 0, 1])
+    assert warnings_of(obj) == []
+    np.testing.assert_array_equal(load_surface(obj).materials[0].base.pixels[0, 0], [255, 0, 0, 255])
     with open_assets(tmp_path) as assets:
         assert [(a.id, a.path, a.source) for a in assets] == [("Shoe", obj, "Shoe/meshes/model.obj")]
     (tmp_path / "secret.png").write_bytes((tmp_path / "Shoe/materials/textures/texture.png").read_bytes())
     (tmp_path / "Shoe/meshes/model.mtl").write_text("newmtl m\nmap_Kd ../../secret.png\n")
-    assert len(missing_textures(obj)) == 1  # outside of the object's own folders
+    assert len(warnings_of(obj)) == 1  # outside of the object's own folders
 
 
 def test_colours_of_vertices_faces_and_gltf_factors(tmp_path):
@@ -418,7 +430,8 @@ def test_colours_of_vertices_faces_and_gltf_factors(tmp_path):
     box = trimesh.creation.box()
     box.visual = trimesh.visual.TextureVisuals(uv=np.zeros((8, 2)), material=half)
     box.export(tmp_path / "half.glb")
-    np.testing.assert_allclose(load_surface(tmp_path / "half.glb").colours[0], [0.502, 0.502, 0.502, 1], atol=0.01)
+    colour = load_surface(tmp_path / "half.glb").materials[0].colour
+    np.testing.assert_allclose(colour, [0.502, 0.502, 0.502, 1], atol=0.01)
 
 
 def test_lists_and_zip_files_name_the_same_assets_as_folders(assets, tmp_path):
@@ -433,7 +446,8 @@ def test_lists_and_zip_files_name_the_same_assets_as_folders(assets, tmp_path):
     with open_assets(tmp_path / "set") as folder, open_assets(tmp_path / "set.sh3f") as zipped:
         assert [a.id for a in folder] == [a.id for a in zipped] == ["sub-dir_box"]
         assert folder[0].source == zipped[0].source == "sub dir/box.obj"
-        np.testing.assert_array_equal(load_surface(folder[0].path).colours, load_surface(zipped[0].path).colours)
+        one, two = (load_surface(a[0].path) for a in (folder, zipped))
+        np.testing.assert_array_equal([m.colour for m in one.materials], [m.colour for m in two.materials])
         unpacked = zipped[0].path
     assert not unpacked.exists()
     (tmp_path / "list.txt").write_text("# two\n\nset/sub dir/box.obj\n/elsewhere/chair.glb  # not here\n")

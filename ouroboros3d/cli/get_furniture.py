@@ -117,7 +117,9 @@ def excluded_by_shape(path: Path) -> str | None:
     Out go models that do not load, have more than 150,000 faces, are glass for more than 15 % of their
     surface, or cover less than 2 % of some view or 6 % of the views' mean.
     """
-    from ouroboros3d.datagen.raycast import AssetError, Raycaster, load_surface, orbit_pose
+    from ouroboros3d.datagen.assets import AssetError
+    from ouroboros3d.datagen.meshes import load_surface
+    from ouroboros3d.datagen.raycast import Raycaster, orbit_pose
 
     try:
         surface = load_surface(path, max_texture=64)

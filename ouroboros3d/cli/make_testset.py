@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ouroboros3d.datagen.raycast import SKY_DIRECTION, AssetError, Raycaster, load_surface, orbit_pose, pixel_directions
+from ouroboros3d.datagen.assets import AssetError
+from ouroboros3d.datagen.meshes import load_surface
+from ouroboros3d.datagen.raycast import SKY_DIRECTION, Raycaster, orbit_pose, pixel_directions
 
 SPLIT_FILE = Path(__file__).resolve().parents[2] / "scripts" / "furniture_split.csv"
 SIZE = 512

@@ -57,7 +57,8 @@ from ouroboros3d.datagen.orbit_renderer import (
     render_asset,
     render_set,
 )
-from ouroboros3d.datagen.raycast import Raycaster, Surface
+from ouroboros3d.datagen.raycast import Raycaster
+from ouroboros3d.datagen.surface import Surface
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path, write_lines
 

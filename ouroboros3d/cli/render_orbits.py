@@ -15,7 +15,7 @@ Where no splits are given, --val-share of the objects, chosen by a hash of their
 train.txt.
 
 Every object is centred by its bounding box and scaled so that the sphere around it fills --fill of the picture's
-width, with nothing cut. --backend light (plain wheels: trimesh and embreex) casts rays under a soft sky, two-sided,
+width, with nothing cut. --backend light (a plain wheel: embreex) casts rays under a soft sky, two-sided,
 with textures but without reflections; --backend blender (the bpy wheel, see ouroboros3d/data/blender.py) uses
 Cycles, for real data. Both share cameras, normalisation and files, and repeat by --seed.
 

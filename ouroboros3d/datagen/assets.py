@@ -1,21 +1,16 @@
-"""Lists of 3D assets: a folder, a list, a csv file or a zip catalogue; and where their textures are."""
+"""Lists of 3D assets: a folder, a list, a csv file or a zip catalogue; and what is found in them."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import re
 import tempfile
-import urllib.parse
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-from PIL import Image
 
 from ouroboros3d.errors import UserError
 
@@ -26,6 +21,33 @@ ZIP_SUFFIXES = (".zip", ".sh3f")
 
 class AssetError(Exception):
     """An asset cannot be loaded, or holds nothing that could be rendered."""
+
+
+class Unsupported(AssetError):
+    """An asset needs a feature of its format that is not supported."""
+
+    def __init__(self, feature: str, reason: str):
+        super().__init__(f"{feature} {reason}")
+        self.feature = feature
+
+
+OUTCOMES = ("rendered", "approximated", "refused")  # of a feature, the worst last
+
+
+@dataclass
+class Findings:
+    """What the reader of a file met: warnings, and one of OUTCOMES for every feature beyond the plain."""
+
+    warnings: dict[str, str] = field(default_factory=dict)  # text: feature
+    features: dict[str, str] = field(default_factory=dict)
+
+    def met(self, feature: str, outcome: str = "rendered") -> None:
+        self.features[feature] = max(self.features.get(feature, outcome), outcome, key=OUTCOMES.index)
+
+    def warn(self, text: str, feature: str) -> None:
+        """Something of the file is not in the pictures."""
+        self.met(feature, "approximated")
+        self.warnings[text] = feature
 
 
 @dataclass(frozen=True)
@@ -165,49 +187,3 @@ def safe_unzip(archive: Path, target: Path) -> None:
             if not member.is_dir():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(file.read(member))
-
-
-def missing_textures(path: Path) -> list[str]:
-    """What a .obj (through its material files) or .gltf names and find_texture cannot find: one text each."""
-    missing = []
-    if path.suffix.lower() == ".obj":
-        data = path.read_bytes()
-        used = set(re.findall(rb"^[ \t]*usemtl[ \t]+(.+?)\s*$", data, re.M))
-        for library in re.findall(rb"^[ \t]*mtllib[ \t]+(.+?)\s*$", data, re.M):
-            file = path.parent / library.decode("utf-8", "replace")
-            if not file.is_file():
-                missing.append(f"material file '{file.name}' is missing")
-                continue
-            material = b""
-            for key, value in re.findall(rb"^[ \t]*(newmtl|map_kd)[ \t]+(.+?)\s*$", file.read_bytes(), re.M | re.I):
-                if key.lower() == b"newmtl":
-                    material = value
-                elif material in used and not find_texture(path, value.decode("utf-8", "replace")):
-                    missing.append(f"texture '{value.decode('utf-8', 'replace')}' is missing or broken")
-    elif path.suffix.lower() == ".gltf":
-        for image in json.loads(path.read_bytes()).get("images", []):
-            uri = image.get("uri", "data:")
-            if not uri.startswith("data:") and not find_texture(path, urllib.parse.unquote(uri)):
-                missing.append(f"texture '{uri}' is missing or broken")
-    return list(dict.fromkeys(missing))
-
-
-@lru_cache(maxsize=256)
-def find_texture(asset: Path, name: str) -> Path | None:
-    """The picture that `asset` calls `name`, or None if it is missing or cannot be decoded.
-
-    Looked for where the name says, beside the asset, in its folder textures and in ../textures, and, for Google
-    Scanned Objects, in ../materials/textures; never further out than the parent of the asset's folder.
-    """
-    name = re.sub(r"^(-\w+\s+((on|off|[-+.\d]+)\s+)*)+", "", name.strip()).replace("\\", "/")  # without MTL options
-    folder, base = asset.parent, name.rsplit("/", 1)[-1]
-    places = (folder / name, folder / base, folder / "textures" / base)
-    for path in (*places, folder.parent / "textures" / base, folder.parent / "materials" / "textures" / base):
-        if path.is_file() and path.resolve().is_relative_to(folder.parent.resolve()):
-            try:
-                with Image.open(path) as picture:
-                    picture.load()
-                return path
-            except Exception:  # a decoder raises whatever it trips over
-                continue
-    return None

@@ -13,7 +13,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,13 @@ from PIL import Image
 
 from ouroboros3d.errors import UserError
 
-from .assets import AssetError, find_texture, missing_textures
-from .raycast import FOV_DEGREES, OBJECT_RADIUS, SKY_DIRECTION, Z_UP, Raycaster, make_surface, to_linear
+from .assets import AssetError, Findings
+from .meshes import READERS, Z_UP
+from .pictures import Pictures, find_texture
+from .raycast import FOV_DEGREES, SKY_DIRECTION, Raycaster
+from .surface import OBJECT_RADIUS, Part, make_surface, to_linear
 
+_SHARED = {"missing material files", "missing materials", "free-form geometry", "points", "lines"}  # with Blender
 _PLAIN = 0.7  # sRGB grey of what has no material, as in raycast.py
 # Radiance of the sky towards d is _SKY (1 + d . SKY_DIRECTION): a diffuse surface with normal n then shows about
 # _SKY (1 + 2/3 n . SKY_DIRECTION) of its colour, which in sRGB is close to the light backend's shading.
@@ -40,7 +44,7 @@ def require_bpy() -> None:
 
 
 class BlenderScene:
-    """One asset, normalised, under a soft sky. `surface` holds its triangles, `warnings` what was amiss."""
+    """One asset, normalised, under a soft sky. `surface` holds its triangles."""
 
     def __init__(
         self,
@@ -52,11 +56,13 @@ class BlenderScene:
         denoise: bool = False,
         threads: int = 0,
         seed: int = 0,
+        findings: Findings | None = None,
     ):
         """
         path: .glb, .gltf, .obj, .ply, .stl or .fbx; of several glTF scenes the default one counts, or the first.
         up: the file's up axis, "y" or "z"; an .fbx file says its own.
-        device: "cpu" or "gpu"; denoise: by OpenImageDenoise; threads: 0 is all; seed: of Cycles' noise.
+        device: "cpu" or "gpu"; denoise: by OpenImageDenoise; threads: 0 is all; seed: of Cycles' noise;
+        findings: takes the warnings.
         The same seed gives the same picture on one machine and version; GPUs differ from CPUs by rounding.
         Raises AssetError for the asset, UserError when there is no such device.
         """
@@ -65,12 +71,13 @@ class BlenderScene:
 
         if not path.is_file():
             raise AssetError(f"{path}: no such file")
-        _check_vertices(path)
+        findings = Findings() if findings is None else findings
+        _read_along(path, findings)
         self.version = f"Blender {bpy.app.version_string}"
         with _quiet():
             bpy.ops.wm.read_factory_settings(use_empty=True)
             _import(path, up)
-        self.warnings = _repair_materials(path)
+        _repair_materials(path, findings)
         try:
             self.surface = _normalise(radius, max_faces)
         except AssetError as error:
@@ -123,18 +130,17 @@ def _quiet() -> Iterator[None]:
             os.close(descriptor)
 
 
-def _check_vertices(path: Path) -> None:
-    """Raises AssetError for vertices that are no numbers, which Blender's own readers silently move to the origin."""
-    import trimesh
-
-    if path.suffix.lower() not in (".obj", ".ply", ".stl"):
-        return
-    try:
-        meshes = trimesh.load_scene(path, process=False, skip_materials=True).geometry.values()
-    except Exception:  # whatever it is, Blender may take it
-        return
-    if any(hasattr(m, "faces") and not np.isfinite(m.vertices[np.unique(m.faces)]).all() for m in meshes):
+def _read_along(path: Path, findings: Findings) -> None:
+    """What this package's own readers have to say of a file: Blender drops vertices that are no numbers, material
+    files that are missing and the like without a word. Raises AssetError."""
+    own, parts = Findings(), []
+    with suppress(Exception):  # whatever it is, Blender may take it
+        parts = READERS[path.suffix.lower()](path, Pictures(path, 16), own, None)
+    if not all(np.isfinite(part.vertices[np.unique(part.faces)]).all() for part in parts):
         raise AssetError(f"{path}: a vertex is not a finite number")
+    for text, feature in own.warnings.items():
+        if feature in _SHARED:
+            findings.warn(text, feature)
 
 
 def _import(path: Path, up: str) -> None:
@@ -180,36 +186,33 @@ def _keep_default_scene() -> None:
             scene.exclude = True
 
 
-def _repair_materials(path: Path) -> list[str]:
-    """Find pictures where other programs find them, drop those that are not there, and paint what has no material.
-
-    Returns what was amiss.
-    """
+def _repair_materials(path: Path, findings: Findings) -> None:
+    """Find pictures where other programs find them, drop and report those that are not there, and paint what has no
+    material."""
     import bpy
 
-    warnings = missing_textures(path)
-    for image in bpy.data.images:
-        if image.source != "FILE" or image.size[0]:
-            continue
-        found = find_texture(path, os.path.basename(image.filepath.replace("\\", "/")))
-        if found:
-            image.filepath = str(found.resolve())
-            image.reload()
-            continue
-        if path.suffix.lower() not in (".obj", ".gltf"):  # whose textures missing_textures has named
-            warnings.append(f"texture '{image.name}' is missing or broken")
-        for material in bpy.data.materials:
-            nodes = material.node_tree.nodes if material.use_nodes else ()
-            for node in [n for n in nodes if getattr(n, "image", None) == image]:
-                nodes.remove(node)  # its sockets fall back to plain values, not to Blender's pink
+    for material in bpy.data.materials:
+        for node in list(material.node_tree.nodes) if material.use_nodes else ():
+            image = getattr(node, "image", None)
+            if image is None or image.size[0]:
+                continue
+            name = os.path.basename(image.filepath.replace("\\", "/"))
+            found = find_texture(path, name) if name else None
+            if found:
+                image.filepath = str(found.resolve())
+                image.reload()
+            if not image.size[0]:
+                text = f"material '{material.name}': texture '{name or image.name}' is missing or broken"
+                findings.warn(text, "missing textures")
+                material.node_tree.nodes.remove(node)  # its sockets fall back to plain values, not to Blender's pink
     if path.suffix.lower() == ".obj":
         for material in bpy.data.materials:
             _follow_mtl(material)
+    grey = 1.0 if path.suffix.lower() in (".glb", ".gltf") else _PLAIN
     for mesh in bpy.data.meshes:
         if not any(mesh.materials):
             mesh.materials.clear()
-            mesh.materials.append(_plain_material(mesh.color_attributes.active_color_name))
-    return warnings
+            mesh.materials.append(_plain_material(mesh.color_attributes.active_color_name, grey))
 
 
 def _follow_mtl(material) -> None:
@@ -223,7 +226,7 @@ def _follow_mtl(material) -> None:
                 material.node_tree.links.new(texture.outputs["Alpha"], alpha)
 
 
-def _plain_material(colours: str | None):
+def _plain_material(colours: str | None, grey: float):
     """Matt grey, or the mesh's own colours."""
     import bpy
 
@@ -231,7 +234,7 @@ def _plain_material(colours: str | None):
     material.use_nodes = True
     nodes, links = material.node_tree.nodes, material.node_tree.links
     shader = nodes["Principled BSDF"]
-    shader.inputs["Base Color"].default_value = (*[float(to_linear(np.array(_PLAIN)))] * 3, 1)
+    shader.inputs["Base Color"].default_value = (*[float(to_linear(np.array(grey)))] * 3, 1)
     shader.inputs["Roughness"].default_value, shader.inputs["Specular IOR Level"].default_value = 1, 0
     if colours:
         attribute = nodes.new("ShaderNodeVertexColor")
@@ -255,7 +258,7 @@ def _normalise(radius: float, max_faces: int | None):
                 instance.object.original, preserve_all_data_layers=True, depsgraph=graph
             )
             vertices, faces = _triangles(mesh)
-            parts.append({"vertices": vertices @ world[:3, :3].T + world[:3, 3], "faces": faces, "colour": np.ones(4)})
+            parts.append(Part(vertices @ world[:3, :3].T + world[:3, 3], faces))
             meshes.append((mesh, world))
     surface = make_surface(parts, radius, max_faces)
     for thing in list(bpy.data.objects):

@@ -32,10 +32,12 @@ from ouroboros3d import __version__
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path, check_writable_dir, staged, write_lines
 
-from .assets import SPLITS, Asset, AssetError, hold_out, missing_textures
+from .assets import SPLITS, Asset, AssetError, Findings, hold_out
 from .blender import BlenderScene
+from .meshes import load_surface
 from .procedural import random_object
-from .raycast import DISTANCE, FOV_DEGREES, OBJECT_RADIUS, Raycaster, Surface, load_surface, orbit_pose
+from .raycast import DISTANCE, FOV_DEGREES, Raycaster, orbit_pose
+from .surface import OBJECT_RADIUS, Surface
 
 FRAMES = 16
 ELEVATIONS = (-5.0, 30.0)
@@ -92,26 +94,29 @@ class Scene(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one asset. failure: the reason, or None; views: rendered now; seconds, processor: time it took."""
+    """What came of one asset. failure: the reason, or None; warnings, features: see assets.Findings; views: rendered
+    now; seconds, processor: time it took."""
 
     asset: Asset
     failure: str | None = None
     warnings: list[str] = field(default_factory=list)
+    features: dict[str, str] = field(default_factory=dict)
     views: int = 0
     seconds: float = 0.0
     processor: float = 0.0
 
 
-def light_backend(asset: Asset, settings: Settings) -> tuple[Scene, str, list[str]]:
-    """Embree on the CPU: the scene, what drew it, and warnings. Raises AssetError."""
+def light_backend(asset: Asset, settings: Settings, findings: Findings) -> tuple[Scene, str]:
+    """Embree on the CPU: the scene, and what drew it. Raises AssetError."""
     name = f"ouroboros3d {__version__}, embreex {version('embreex')}"
     if asset.path is None:
-        return Raycaster(random_object(settings.seed, asset.number, settings.radius)), name, []
-    surface = load_surface(asset.path, settings.up, max(256, 2 * settings.size), settings.radius, settings.max_faces)
-    return Raycaster(surface), name, missing_textures(asset.path)
+        return Raycaster(random_object(settings.seed, asset.number, settings.radius)), name
+    texture = max(256, 2 * settings.size)
+    surface = load_surface(asset.path, settings.up, texture, settings.radius, settings.max_faces, findings)
+    return Raycaster(surface), name
 
 
-def blender_backend(asset: Asset, settings: Settings) -> tuple[Scene, str, list[str]]:
+def blender_backend(asset: Asset, settings: Settings, findings: Findings) -> tuple[Scene, str]:
     """Cycles. Raises AssetError, and UserError where it cannot run."""
     scene = BlenderScene(
         asset.path,
@@ -122,11 +127,12 @@ def blender_backend(asset: Asset, settings: Settings) -> tuple[Scene, str, list[
         settings.denoise,
         settings.threads,
         settings.seed,
+        findings,
     )
-    return scene, scene.version, scene.warnings
+    return scene, scene.version
 
 
-BACKENDS: dict[str, Callable[[Asset, Settings], tuple[Scene, str, list[str]]]] = {
+BACKENDS: dict[str, Callable[[Asset, Settings, Findings], tuple[Scene, str]]] = {
     "light": light_backend,
     "blender": blender_backend,
 }
@@ -165,10 +171,11 @@ class OpenAsset:
     meta: dict[str, Any]
 
     @classmethod
-    def load(cls, asset: Asset, settings: Settings) -> OpenAsset:
-        """Raises AssetError, and UserError where the backend cannot run."""
+    def load(cls, asset: Asset, settings: Settings, findings: Findings | None = None) -> OpenAsset:
+        """Raises AssetError, and UserError where the backend cannot run. findings: takes what the reader met."""
+        findings = Findings() if findings is None else findings
         try:
-            scene, renderer, warnings = BACKENDS[settings.backend](asset, settings)
+            scene, renderer = BACKENDS[settings.backend](asset, settings, findings)
             digest = hashlib.sha256(asset.path.read_bytes()).hexdigest() if asset.path else None
         except OSError as error:
             if isinstance(error, UserError):
@@ -185,7 +192,8 @@ class OpenAsset:
             "samples": settings.samples,
             "source": (asset.source or asset.path.name) if asset.path else f"procedural {asset.number}",
             "source_sha256": digest,
-            "warnings": warnings,
+            "warnings": list(findings.warnings),
+            "features": dict(sorted(findings.features.items())),
             # world = scale * (file, turned to z up, - centre)
             "normalisation": {"up": settings.up, "centre": surface.centre.tolist(), "scale": float(surface.scale)},
         }
@@ -229,9 +237,11 @@ def render_asset(
     orbits = plan(asset, settings)
     missing = [orbit for orbit in orbits if not is_finished(settings.out / orbit.name)]
     if not missing:
-        return Outcome(asset, warnings=_warnings(settings.out / orbits[0].name))
+        meta = _finished_meta(settings.out / orbits[0].name)
+        return Outcome(asset, None, meta.get("warnings", []), meta.get("features", {}))
+    findings = Findings()
     try:
-        opened = OpenAsset.load(asset, settings)
+        opened = OpenAsset.load(asset, settings, findings)
         for orbit in missing:
             with staged(settings.out) as stage:
                 folder = stage / orbit.name
@@ -243,18 +253,17 @@ def render_asset(
     except UserError:
         raise
     except MemoryError:
-        return Outcome(asset, f"{asset.source or asset.id}: not enough memory")
+        return Outcome(asset, f"{asset.source or asset.id}: not enough memory", features=findings.features)
     except Exception as error:  # files can be wrong in more ways than their readers know
         reason = str(error) if isinstance(error, AssetError) else f"{asset.path}: {type(error).__name__}: {error}"
-        return Outcome(asset, " ".join(reason.split()))
+        return Outcome(asset, " ".join(reason.split()), features=findings.features)
     seconds, processor = time.perf_counter() - begin, time.process_time() - busy
-    return Outcome(asset, None, opened.meta["warnings"], views, seconds, processor)
+    return Outcome(asset, None, list(findings.warnings), findings.features, views, seconds, processor)
 
 
-def _warnings(folder: Path) -> list[str]:
-    """Of an orbit that is finished; older ones have none."""
+def _finished_meta(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "meta.json").read_text()).get("warnings", [])
+        return json.loads((folder / "meta.json").read_text())
     except ValueError as error:
         raise UserError(f"{folder / 'meta.json'}: is no JSON ({error}); delete {folder} to render it again") from error
 
@@ -383,7 +392,7 @@ def render_set(
             f"{view:.3f} s a view in each of {workers} workers, loading included ({processor:.3f} s of processor time)"
         )
     warned = sum(bool(o.warnings) for o in outcomes)
-    print(f"{settings.out}: {failed} of {len(chosen)} objects failed, {warned} lack a texture")
+    print(f"{settings.out}: {failed} of {len(chosen)} objects failed, {warned} have warnings")
     if chosen and failed == len(chosen):
         raise UserError(f"{settings.out / f'failures{shard}.txt'}: nothing could be rendered; the file says why")
     return outcomes

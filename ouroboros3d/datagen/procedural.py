@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .raycast import OBJECT_RADIUS, Surface, make_surface
+from .surface import OBJECT_RADIUS, Material, Part, Surface, Texture, make_surface
 
 _TEXTURE_SIZE = 64
 
@@ -89,7 +89,7 @@ class _Builder:
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
-        self.parts: list[dict] = []
+        self.parts: list[Part] = []
         self.palette = [_paint(rng) for _ in range(rng.integers(2, 5))]
 
     def add(self, solid, size, position, paint: int | None = None, tilt: np.ndarray | None = None) -> None:
@@ -99,10 +99,8 @@ class _Builder:
         if tilt is not None:
             vertices = vertices @ tilt.T
         colour, texture = self.palette[(self.rng.integers(99) if paint is None else paint) % len(self.palette)]
-        part = {"vertices": vertices + np.asarray(position), "faces": faces, "colour": colour}
-        if texture is not None:
-            part |= {"uv": uv, "texture": texture}
-        self.parts.append(part)
+        material = Material(colour, None if texture is None else Texture(texture, uv))
+        self.parts.append(Part(vertices + np.asarray(position), faces, material))
 
     def around(self, solid, size, position, count: int, paint: int, start: float = 45.0) -> None:
         """`count` copies around the z axis; position: of the first, before its turn by `start` degrees."""
@@ -113,7 +111,7 @@ class _Builder:
     def turn(self, degrees: float) -> None:
         """Turn the whole object about z."""
         for part in self.parts:
-            part["vertices"] = part["vertices"] @ _about_z(degrees).T
+            part.vertices = part.vertices @ _about_z(degrees).T
 
     def leg(self):
         return [box(), cylinder(), cylinder(0.6)][self.rng.integers(3)]
@@ -163,7 +161,7 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
-    """A colour and, for two in five, a two-coloured texture [64, 64, 4]."""
+    """A colour and, for two in five, a two-coloured texture [64, 64, 4] uint8."""
     first, second = _colour(rng), _colour(rng)
     if rng.random() < 0.6:
         return first, None
@@ -180,7 +178,7 @@ def _paint(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
         mask = ((x * n) % 1 - 0.5) ** 2 + ((y * n) % 1 - 0.5) ** 2 < 0.09
     else:
         mask = y < rng.uniform(0.3, 0.7)
-    return first, np.where(mask[..., None], first, second).astype(np.float32)
+    return first, (np.where(mask[..., None], first, second) * 255).round().astype(np.uint8)
 
 
 # Layouts. Lengths are relative, the object is scaled to the sphere in the end.

@@ -1,0 +1,66 @@
+"""From a mesh file to a surface: glTF, OBJ, PLY, OFF and STL, read as their specifications say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .assets import AssetError, Findings, Unsupported
+from .gltf import read_gltf
+from .obj import read_obj
+from .pictures import Pictures
+from .polygon_files import read_off, read_ply, read_stl
+from .surface import OBJECT_RADIUS, Surface, make_surface
+
+READERS = {
+    ".gltf": read_gltf,
+    ".glb": read_gltf,
+    ".obj": read_obj,
+    ".ply": read_ply,
+    ".off": read_off,
+    ".stl": read_stl,
+}
+MAX_BYTES = 4_000_000_000
+Z_UP = {"y": np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]), "z": np.eye(3)}  # from files with that up axis
+
+
+def load_surface(
+    path: str | Path,
+    up: str = "y",
+    max_texture: int = 512,
+    radius: float = OBJECT_RADIUS,
+    max_faces: int | None = None,
+    findings: Findings | None = None,
+) -> Surface:
+    """Load a mesh file and fit it into a sphere.
+
+    up: the file's up axis, "y" (obj and glTF by custom) or "z". max_texture: larger textures are reduced to this many
+    pixels a side. findings: takes the warnings and features met. Of several scenes in a glTF file the default one
+    counts, or the first if none is. A texture that cannot be had leaves the plain colour, and a warning.
+    Raises AssetError when the file is missing, unreadable, empty or too large, or needs what is not supported.
+    """
+    path, findings = Path(path), Findings() if findings is None else findings
+    try:
+        if not path.is_file():
+            raise AssetError("no such file")
+        read = READERS.get(path.suffix.lower())
+        if read is None:
+            raise Unsupported(
+                path.suffix[1:] or "this format", "is not read by the light backend; try --backend blender"
+            )
+        if path.stat().st_size > MAX_BYTES:
+            raise AssetError(f"has more than {MAX_BYTES:,} bytes")
+        parts = read(path, Pictures(path, max_texture), findings, max_faces)
+        turn = np.eye(4)
+        turn[:3, :3] = Z_UP[up]
+        return make_surface([part.moved(turn) for part in parts], radius, max_faces)
+    except AssetError as error:
+        if isinstance(error, Unsupported):
+            findings.met(error.feature, "refused")
+        raise AssetError(f"{path}: {error}") from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # what a file that breaks its format's rules makes of the readers
+        reason = " ".join(str(error).split())[:200]
+        raise AssetError(f"{path}: cannot be read ({type(error).__name__}: {reason})") from error

@@ -1,0 +1,272 @@
+"""Reads Wavefront .obj files with their materials (.mtl)."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from .assets import AssetError, Findings
+from .pictures import PictureError, Pictures, find_file
+from .polygons import triangulate
+from .surface import Material, Part, Texture, check_count, to_linear
+
+FREE_FORM = {b"curv", b"curv2", b"surf", b"cstype", b"deg", b"parm"}
+_OPTION = re.compile(r"-(\w+)\s+")
+_NUMBERS = re.compile(r"(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s+){1,3}")
+
+
+def read_obj(path: Path, pictures: Pictures, findings: Findings, max_faces: int | None) -> list[Part]:
+    """The parts of a file, one or two per material. Raises AssetError."""
+    lines = _sort_lines(path.read_bytes(), findings)
+    vertices, uv, normals = lines.table("v", 3), lines.table("vt", 1), lines.table("vn", 3)
+    if len(vertices) and vertices.shape[1] == 4:
+        vertices = vertices[:, :3]  # a weight, which only free-form surfaces use
+    library = _read_libraries(path, lines.libraries, findings)
+    parts, count = [], 0
+    for name, groups in lines.faces.items():
+        corners = np.concatenate(
+            [_corners(*group, vertices, (len(vertices), len(uv), len(normals))) for group in groups]
+        )
+        count += len(corners)
+        check_count(count, max_faces)
+        material = _find_material(name, library, lines.libraries, findings)
+        textured = (corners[..., 1] >= 0).all(1)
+        for chosen in (corners[textured], corners[~textured]):
+            if len(chosen):
+                parts.append(_part(chosen, vertices, uv, normals, material, name, pictures, findings))
+    return parts
+
+
+@dataclass
+class _Lines:
+    """Lines of a file by what they define; faces by material: pairs of the lines and their layout."""
+
+    rows: dict[str, list[bytes]]
+    faces: dict[str, list[tuple[list[bytes], int, int]]]
+    libraries: list[str]
+
+    def table(self, key: str, least: int) -> np.ndarray:
+        """The numbers of all lines of a kind [n, width]; missing ones are 1 for vertices (colours), else 0."""
+        lines = self.rows[key]
+        widths = np.fromiter((len(line.split()) for line in lines), int, len(lines))
+        if len(lines) and widths.min() < least:
+            raise AssetError(f"a line '{key}' has fewer than {least} numbers")
+        if len(lines) and np.ptp(widths):
+            width = widths.max()
+            fill = b" 1" if key == "v" else b" 0"
+            lines = [
+                b" ".join(line.split()[:3]) if n in (3, 4) else line for line, n in zip(lines, widths, strict=True)
+            ]
+            lines = [line + fill * (width - len(line.split())) for line in lines]
+        numbers = np.array(b" ".join(lines).split(), dtype="S").astype(float)
+        return numbers.reshape(len(lines), -1) if lines else np.zeros((0, 3))
+
+
+def _sort_lines(data: bytes, findings: Findings) -> _Lines:
+    rows, libraries, material = {"v": [], "vt": [], "vn": []}, [], ""
+    faces: dict[str, dict[tuple[int, int], list[bytes]]] = defaultdict(lambda: defaultdict(list))
+    data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\\\r\n", b" ").replace(b"\\\n", b" ")
+    for line in data.splitlines():
+        if b"#" in line:
+            line = line.partition(b"#")[0]
+        key, *rest = line.split(None, 1)[:2] or (b"",)
+        rest = rest[0] if rest else b""
+        if key in (b"v", b"vt", b"vn"):
+            rows[key.decode()].append(rest)
+        elif key in (b"f", b"fo"):
+            corners, layout, rest = _layout(rest, *map(len, rows.values()))
+            if corners > 2:
+                faces[material][corners, layout].append(rest)
+        elif key == b"usemtl":
+            material = _text(rest)
+        elif key == b"mtllib":
+            libraries.append(_text(rest))
+        elif key in (b"l", b"p"):
+            kind = {b"l": "lines", b"p": "points"}[key]
+            findings.warn(f"{kind} are not rendered", kind)
+        elif key in FREE_FORM:
+            findings.warn("free-form curves and surfaces are not rendered", "free-form geometry")
+    return _Lines(rows, {m: [(ls, *key) for key, ls in groups.items()] for m, groups in faces.items()}, libraries)
+
+
+def _layout(text: bytes, *counts: int) -> tuple[int, int, bytes]:
+    """Corners of a face, numbers per corner (1: v, 2: v vt, 3: v vt vn), and the numbers; 0 stands for none."""
+    corners, slashes, doubles = len(text.split()), text.count(b"/"), text.count(b"//")
+    if b"-" not in text:
+        if slashes == doubles == 0:
+            return corners, 1, text
+        if slashes == corners and not doubles:
+            return corners, 2, text.replace(b"/", b" ")
+        if slashes == 2 * corners and doubles in (0, corners):
+            return corners, 3, text.replace(b"//", b"/0/").replace(b"/", b" ")
+    numbers = []
+    for corner in text.split():  # counted from the end, or each corner in its own way
+        given = [int(n) if n else 0 for n in [*corner.split(b"/"), b"", b""][:3]]
+        numbers += [n + count + 1 if n < 0 else n for n, count in zip(given, counts, strict=True)]
+    return corners, 3, b" ".join(b"%d" % n for n in numbers)
+
+
+def _corners(lines: list[bytes], corners: int, layout: int, vertices: np.ndarray, counts: tuple) -> np.ndarray:
+    """Triangles [t, 3 corners, 3] of indices of v, vt and vn; -1: none. Raises AssetError."""
+    numbers = np.array(b" ".join(lines).split(), dtype="S").astype(int).reshape(len(lines), corners, layout) - 1
+    for k, (kind, count) in enumerate(zip(("v", "vt", "vn")[:layout], counts, strict=False)):
+        if numbers[..., k].max() >= count or numbers[..., k].min() < (0 if kind == "v" else -1):
+            raise AssetError(f"a face uses {kind} {numbers[..., k].max() + 1} of {count}")
+    which, cut = triangulate(vertices[numbers[..., 0], :3])
+    out = np.full((len(which), 3, 3), -1)
+    out[..., :layout] = numbers[which[:, None], cut]
+    return out
+
+
+def _part(corners, vertices, uv, normals, material: dict[str, str], name: str, pictures: Pictures, findings) -> Part:
+    """A part of triangles [t, 3, 3] of one material, all with vt or all without."""
+    corners = corners.reshape(-1, 3) + 1
+    keys = (corners[:, 0] * (len(uv) + 1) + corners[:, 1]) * (len(normals) + 1) + corners[:, 2]
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    v, vt, vn = (corners[first] - 1).T
+    tints = None
+    if vertices.shape[1] >= 6:
+        findings.met("vertex colours")
+        tints = np.concatenate([vertices[v, 3:6], np.ones((len(v), 1))], 1)
+        tints[:, :3] = (tints[:, :3] / (255 if vertices[:, 3:6].max() > 1 else 1)).clip(0, 1)
+    coordinates = np.pad(uv, ((0, 0), (0, 1)))[vt, :2] if (vt >= 0).all() and len(uv) else None
+    paint = _material(material, f"material '{name}'", coordinates, pictures, findings)
+    if tints is not None and not material:
+        paint = replace(paint, colour=np.ones(4))
+    return Part(vertices[v, :3], inverse.reshape(-1, 3), paint, tints, normals[vn, :3] if (vn >= 0).all() else None)
+
+
+def _read_libraries(path: Path, statements: list[str], findings: Findings) -> dict[str, dict[str, str]]:
+    """The statements of every material of all libraries, keys in small letters. What comes first counts."""
+    library: dict[str, dict[str, str]] = {}
+    for statement in dict.fromkeys(statements):
+        whole = find_file(path.parent, statement.replace("\\", "/"))
+        for name in [statement] if whole else statement.split():
+            file = find_file(path.parent, name.replace("\\", "/"))
+            file = file or find_file(path.parent, name.replace("\\", "/").rsplit("/", 1)[-1])
+            if file is None:
+                findings.warn(f"material file '{name}' is missing", "missing material files")
+                continue
+            current: dict[str, str] = {}
+            for line in _text(file.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\\\n", b" ")).splitlines():
+                key, *rest = line.strip().split(None, 1)[:2] or ("",)
+                if key.lower() == "newmtl":
+                    current = {}
+                    library.setdefault(rest[0].strip() if rest else "", current)
+                elif rest and not key.startswith("#"):
+                    current[key.lower()] = rest[0].strip()
+    return library
+
+
+def _find_material(name: str, library: dict, libraries: list[str], findings: Findings) -> dict[str, str]:
+    """Its statements, if need be in other capitals; none where it is nowhere, which is reported."""
+    same = [key for key in library if key.casefold() == name.casefold()]
+    if name in library or len(same) == 1:
+        return library[name if name in library else same[0]]
+    if name and (library or not libraries):
+        findings.warn(f"material '{name}' is in no material file", "missing materials")
+    return {}
+
+
+def _material(data: dict[str, str], label: str, uv: np.ndarray | None, pictures: Pictures, findings) -> Material:
+    """MTL: map_Kd times Kd, opacity d times map_d, and Ke."""
+
+    def numbers(key: str) -> np.ndarray | None:
+        try:
+            values = [float(x) for x in data[key].split()] if key in data else []
+        except ValueError:
+            findings.warn(f"{label}: {key} '{data[key]}' is not understood", f"MTL {key}")
+            return None
+        return np.array((values * 3)[:3] if len(values) == 1 else values[:3]) if values else None
+
+    kd, ke = numbers("kd"), numbers("ke")
+    opacity = _opacity(data)
+    base = _texture(data, "map_kd", label, uv, pictures, findings)
+    if base is not None:
+        if kd is not None and (kd != 1).any() and kd.any():  # black would hide the picture: exporters write it unasked
+            table = np.arange(256)[:, None] * np.append(kd.clip(0, 1), 1)
+            pixels = np.stack([table.round().astype(np.uint8)[base.pixels[..., k], k] for k in range(4)], -1)
+            base = replace(base, pixels=pixels)
+        if opacity < 1:
+            base = replace(base, pixels=(base.pixels * [1, 1, 1, opacity]).round().astype(np.uint8))
+    mask = _texture(data, "map_d", label, uv, pictures, findings)
+    if mask is not None:
+        findings.met("map_d")
+        if base is not None:  # the opacity is the mask's alone
+            base = replace(
+                base,
+                pixels=np.concatenate([base.pixels[..., :3], np.full_like(base.pixels[..., 3:], 255 * opacity)], -1),
+            )
+        if (mask.pixels[..., 3] == 255).all():
+            grey = (mask.pixels[..., :3] @ [0.2126, 0.7152, 0.0722]).round().astype(np.uint8)
+            mask = replace(mask, pixels=np.dstack([mask.pixels[..., :3], grey]))
+    glow = _texture(data, "map_ke", label, uv, pictures, findings)
+    emission = np.ones(3) if glow is not None and (ke is None or not ke.any()) else ke
+    if emission is not None and emission.any():
+        findings.met("emission")
+    colour = np.append(np.full(3, 0.7) if kd is None else kd.clip(0, 1), opacity)
+    light = to_linear(emission) if emission is not None and emission.any() else None
+    return Material(colour, base, mask, emission=light, glow=glow)
+
+
+def _opacity(data: dict[str, str]) -> float:
+    try:
+        if "d" in data:
+            return min(1.0, max(0.0, float(data["d"].split()[-1])))
+        return 1 - min(1.0, max(0.0, float(data["tr"].split()[-1]))) if "tr" in data else 1.0
+    except ValueError:
+        return 1.0
+
+
+def _texture(data, key: str, label: str, uv: np.ndarray | None, pictures: Pictures, findings) -> Texture | None:
+    """A map with its options; None, and a warning, if it cannot be had."""
+    if key not in data:
+        return None
+    name, scale, offset, clamp = data[key], np.ones(2), np.zeros(2), False
+    gain = (0.0, 1.0)
+    while match := _OPTION.match(name):
+        option, name = match[1].lower(), name[match.end() :]
+        values = re.match(r"\S+\s+\S+\s+" if option == "mm" else r"\S+\s+", name)
+        if option in ("o", "s", "t"):
+            values = _NUMBERS.match(name)
+        if values is None:
+            break
+        given, name = values[0].split(), name[values.end() :]
+        if option == "s":
+            scale = np.array([float(x) for x in (*given, "1", "1")[:2]])
+        elif option == "o":
+            offset = np.array([float(x) for x in (*given, "0", "0")[:2]])
+        elif option == "mm":
+            gain = tuple(map(float, given))
+        elif option == "clamp":
+            clamp = given[0].lower() == "on"
+        elif option not in ("blendu", "blendv", "boost", "texres", "bm", "type"):
+            findings.warn(f"{label}: option -{option} of {key} is not supported", f"MTL -{option}")
+        if option in ("s", "o", "mm", "clamp"):
+            findings.met(f"MTL -{option}")
+    name = name.strip().strip('"')
+    if uv is None:
+        findings.warn(f"{label}: some faces have no coordinates for its texture '{name}'", "missing coordinates")
+        return None
+    try:
+        pixels = pictures.named(name)
+    except PictureError as error:
+        text = str(error)
+        findings.warn(f"{label}: texture {text if name in text else f'{name!r} {text}'}", "missing textures")
+        return None
+    if gain != (0.0, 1.0):
+        rgb = (gain[0] * 255 + gain[1] * pixels[..., :3]).round().clip(0, 255).astype(np.uint8)
+        pixels = np.dstack([rgb, pixels[..., 3]])
+    return Texture(pixels, uv * scale + offset, ("clamp",) * 2 if clamp else ("repeat",) * 2)
+
+
+def _text(data: bytes) -> str:
+    """UTF-8, or what older programs write."""
+    try:
+        return data.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return data.decode("latin-1").strip()
