@@ -77,7 +77,7 @@ def build_models(config: ModelConfig) -> Models:
     """
     pretrained = located(config.pretrained)
     has_checkpoint = pretrained.checkpoint is not None
-    unet = MultiViewUNet(config.multiview, config.conventions)
+    unet = MultiViewUNet(config)
     lgm = LGM(config.lgm, config.conventions.rotation)
     if pretrained.svd is None:
         vae, image_encoder = make_vae(config.vae), make_image_encoder(config.image_encoder)

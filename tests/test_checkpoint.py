@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNet
 from transformers import CLIPVisionModelWithProjection
 
 from ouroboros3d.build import build_models
-from ouroboros3d.config.schema import ConventionsConfig, LGMConfig, MultiViewConfig
+from ouroboros3d.config.schema import LGMConfig, ModelConfig
 from ouroboros3d.diffusion import euler_schedule
 from ouroboros3d.models import weights as checkpoint
 from ouroboros3d.models.lgm import LGM
@@ -65,10 +65,9 @@ class TestReleasedNames:
     """The full-size networks, without memory for their weights."""
 
     def test_multiview_unet(self):
-        config = MultiViewConfig()
         with torch.device("meta"):
-            unet = MultiViewUNet(config, ConventionsConfig())
-        ours = to_release_names(unet.state_dict(), config.adapter.res_blocks)
+            unet = MultiViewUNet(ModelConfig())
+        ours = to_release_names(unet.state_dict(), unet.config.adapter.res_blocks)
         assert shapes(ours) == released("mv_model_unet.pth")
         assert len(ours) == 1572
 

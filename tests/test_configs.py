@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
 
 from ouroboros3d import build
 from ouroboros3d.build import build_cameras, build_models
-from ouroboros3d.config.loading import as_kwargs, load_config
+from ouroboros3d.config.loading import load_config
 from ouroboros3d.config.schema import ConventionsConfig, ModelConfig
 from ouroboros3d.errors import ConfigError
+from ouroboros3d.models.multiview_unet import make_unet
 from ouroboros3d.models.svd import make_image_encoder, make_vae, time_ids
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -59,7 +59,7 @@ def baseline():
             return make_vae(default.vae)
         if part == "image_encoder":
             return make_image_encoder(default.image_encoder)
-        return UNetSpatioTemporalConditionModel(**as_kwargs(default.multiview.unet))
+        return make_unet(default)
 
     with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
         patch.setattr(build, "from_pretrained", make)

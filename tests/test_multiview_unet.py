@@ -64,7 +64,7 @@ class TestContextOrder:
     """Quirk 2: the release's order of the temporal context, which only a batch can tell."""
 
     def test_equal_for_one_sample_and_different_for_two(self, release, make_config):
-        ordinary = MultiViewUNet(release.unet.config, make_config(textbook=True).model.conventions).eval()
+        ordinary = MultiViewUNet(make_config(textbook=True).model).eval()
         ordinary.load_state_dict(release.unet.state_dict())
         for batch in (1, 2):
             given = inputs(batch)
@@ -263,7 +263,7 @@ class TestAdapters:
     def test_a_model_may_have_fewer_adapters(self, make_config, names):
         changes = {"model": {"multiview": {"feedback": names}}, "sampler": {"feedback": names}}
         config = make_config(changes, textbook=True).model
-        unet = MultiViewUNet(config.multiview, config.conventions).eval()
+        unet = MultiViewUNet(config).eval()
         assert len(unet.cond_encoder) == len(names)
         given = inputs(1)
         features = unet.encode_feedback({k: m for k, m in feedback_maps(1).items() if k in names})
@@ -277,7 +277,7 @@ class TestAdapters:
 
     def test_residual_branches_of_a_new_adapter_start_at_zero(self, make_config):
         config = make_config().model
-        unet = MultiViewUNet(config.multiview, config.conventions)
+        unet = MultiViewUNet(config)
         blocks = [r for adapter in unet.cond_encoder for b in adapter.body for r in b.resnets]
         assert len(blocks) == 2 * 3 * 2
         assert not any(p.any() for block in blocks for p in block.block2.parameters())

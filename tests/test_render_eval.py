@@ -11,8 +11,9 @@ from PIL import Image
 trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("embreex")
 
+from orbit_folders import orbit_dataset  # noqa: E402
+
 from ouroboros3d.cli import call, render_eval  # noqa: E402
-from ouroboros3d.data.orbits import OrbitDataset  # noqa: E402
 from ouroboros3d.datagen.assets import Asset  # noqa: E402
 from ouroboros3d.datagen.meshes import load_surface  # noqa: E402
 from ouroboros3d.datagen.surface import Part, make_surface  # noqa: E402
@@ -54,7 +55,7 @@ def rendered(assets, tmp_path_factory) -> Path:
 def test_the_set_is_complete_and_readable(rendered):
     assert (rendered / "test.txt").read_text() == (rendered / "objects.txt").read_text() == "one\ntwo\n"
     assert sorted(p.name for p in rendered.iterdir() if p.is_dir()) == ["one", "two"]
-    item = OrbitDataset(rendered, "test.txt", size=32, start_view=0)[1]
+    item = orbit_dataset(rendered, "test.txt", size=32, start_view=0)[1]
     assert item["id"] == "two" and item["images"].shape == (8, 3, 32, 32)
     with (
         Image.open(rendered / "one/condition.png") as condition,

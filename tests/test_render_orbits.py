@@ -20,9 +20,10 @@ from PIL import Image
 trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("embreex")
 
+from orbit_folders import orbit_dataset  # noqa: E402
+
 from ouroboros3d.cli import call, get_furniture, render_orbits  # noqa: E402
 from ouroboros3d.data.orbit_files import read_meta, read_rgba  # noqa: E402
-from ouroboros3d.data.orbits import OrbitDataset  # noqa: E402
 from ouroboros3d.datagen import orbit_renderer as render  # noqa: E402
 from ouroboros3d.datagen.assets import Asset, Findings, hold_out, open_assets, safe_unzip  # noqa: E402
 from ouroboros3d.datagen.meshes import load_surface  # noqa: E402
@@ -103,7 +104,7 @@ def test_orbits_are_what_training_expects(rendered):
         np.testing.assert_allclose(-c2w[:, :3, 2] * 1.7417, -c2w[:, :3, 3])  # looks at the origin
     assert len(elevations) == 2
     (rendered / "train.txt").write_text("box_0\nbox_1\n")
-    item = OrbitDataset(rendered, size=48, load_depth=True, load_alpha=True)[0]
+    item = orbit_dataset(rendered, size=48, depth=True)[0]
     assert item["depth"].shape == (8, 1, 16, 16)
     assert ((item["depth"] > 0).float().mean() - item["alpha"].mean()).abs() < 0.02
 
@@ -467,7 +468,7 @@ def test_assets_without_splits_get_a_validation_list(assets, tmp_path, monkeypat
     assert run(monkeypatch, "--assets", folder, "--out", out, *QUICK) == 0
     lists = {name: (out / f"{name}.txt").read_text().split() for name in ("train", "val", "test")}
     assert lists == {"train": ["a_0", "b_0"], "val": ["c_0"], "test": []}
-    assert OrbitDataset(out, "val.txt", size=16)[0]["id"] == "c_0"
+    assert orbit_dataset(out, "val.txt", size=16)[0]["id"] == "c_0"
     assert run(monkeypatch, "--assets", folder, "--out", out, *QUICK, "--val-share", 0) == 0
     assert len((out / "train.txt").read_text().split()) == 3
     with pytest.raises(SystemExit):

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 
 from ouroboros3d.cli import call
 from ouroboros3d.data.orbit_files import DataError
-from ouroboros3d.data.orbits import OrbitDataset
 from ouroboros3d.data.shards import INDEX, Shards, read_index, scan_shard
 
 webdataset = pytest.importorskip("webdataset")
+from orbit_folders import orbit_dataset  # noqa: E402
+
 from ouroboros3d.cli import make_shards  # noqa: E402
 
 IDS = ["a", "b.v2", "50%.off", "d" * 120, "e f", "g"]
@@ -49,8 +50,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("list_file", ["train.txt", "val.txt"])
 def test_the_same_examples_as_from_folders(folders, shards, list_file):
-    options = dict(list_file=list_file, size=SIZE, mirror=True, load_depth=True, load_alpha=True, max_damaged=0.5)
-    one, two = OrbitDataset(folders, **options), OrbitDataset(shards, **options)
+    options = dict(list_file=list_file, size=SIZE, mirror=True, depth=True, max_damaged=0.5)
+    one, two = orbit_dataset(folders, **options), orbit_dataset(shards, **options)
     assert isinstance(two._orbits, Shards) and not isinstance(one._orbits, Shards)
     for epoch in range(4):
         for index in range(len(one)):
@@ -60,11 +61,11 @@ def test_the_same_examples_as_from_folders(folders, shards, list_file):
 
 
 def test_the_disk_cache_reads_shards_and_notices_new_ones(folders, shards, tmp_path):
-    options = dict(list_file="val.txt", size=4, load_depth=True, max_damaged=0.5)
-    cached = OrbitDataset(shards, cache="disk", cache_dir=tmp_path / "cache", **options)
-    assert all(same(a, b) for a, b in zip(cached, OrbitDataset(folders, **options), strict=True))
+    options = dict(list_file="val.txt", size=4, depth=True, max_damaged=0.5)
+    cached = orbit_dataset(shards, cache="disk", cache_dir=tmp_path / "cache", **options)
+    assert all(same(a, b) for a, b in zip(cached, orbit_dataset(folders, **options), strict=True))
     os.utime(shards / "val-000000.tar", (1, 1))
-    OrbitDataset(shards, cache="disk", cache_dir=tmp_path / "cache", **options)
+    orbit_dataset(shards, cache="disk", cache_dir=tmp_path / "cache", **options)
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
@@ -104,7 +105,7 @@ def test_an_index_says_where_everything_is(shards):
 
 def test_damaged_shards_are_named(folders, shards):
     def read(**options) -> dict:
-        return OrbitDataset(shards, size=SIZE, **options)[1]
+        return orbit_dataset(shards, size=SIZE, **options)[1]
 
     shard = shards / "train-000000.tar"
     whole, (_, entry, *_) = shard.read_bytes(), read_index(shards)

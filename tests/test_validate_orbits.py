@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from orbit_folders import orbit_dataset
 from PIL import Image, ImageDraw
 
 from ouroboros3d.cli import call
 from ouroboros3d.data.orbit_files import read_ids
-from ouroboros3d.data.orbits import OrbitDataset
 from ouroboros3d.datagen.orbit_checks import check_orbit, check_poses, check_set, good_lists, read_list
 from ouroboros3d.datagen.raycast import DISTANCE, FOV_DEGREES, orbit_pose
 
@@ -275,7 +275,7 @@ def test_a_spoilt_set_leaves_what_trains(script, root, capsys):
     assert rows["box_0"]["lists"] == "train.txt" and rows["box_0"]["problems"].startswith("picture: ")
     assert rows["unlisted"]["degenerate"].startswith("flat: ") and rows["unlisted"]["problems"] == ""
     assert read_ids(root / "validation" / "good.txt") == ["box_1", "box_2", "box_3", "unlisted"]
-    data = OrbitDataset(root, "validation/good_train.txt", size=16, num_views=4, frames=FRAMES)
+    data = orbit_dataset(root, "validation/good_train.txt", size=16, num_views=4, frames=FRAMES)
     assert [item["id"] for item in data] == ["box_1"]
     with Image.open(root / "validation" / "contact_sheet.webp") as sheet:
         red, orange = sheet.getpixel((1, 70)), sheet.getpixel((137, 70))
@@ -290,7 +290,7 @@ def test_the_committed_orbits_are_sound_and_train(script, tmp_path):
     ranges = json.loads((tmp_path / "report.json").read_text())["ranges"]
     assert (ranges["fov"], ranges["distance"]) == ("39.6", "1.742")
     assert sum(p.stat().st_size for p in root.rglob("*")) < 2e6
-    data = OrbitDataset(root, size=32, load_alpha=True, load_depth=True)
+    data = orbit_dataset(root, size=32, depth=True)
     bear, cake = data
     assert (bear["id"], cake["id"]) == ("blendswap-cc-0_teddybear_0", "blendswap-cc-0_cupcake_0")
     for item in (bear, cake):

@@ -10,13 +10,11 @@ Any key of the configuration may follow as key=value, e.g. sampler.guidance=[1,2
 from __future__ import annotations
 
 import argparse
-import os
-import re
 from pathlib import Path
 from typing import NoReturn
 
 from ouroboros3d.config.checks import check_config
-from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.loading import load_config, split_overrides
 from ouroboros3d.config.schema import Config
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "small.yaml"
@@ -50,8 +48,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--border", type=border, default=0.2, help="left empty around the object (default: %(default)s)")
     add("--save_steps", action="store_true", help="also write what every step of the loop made")
     # Taken out first, or `--input_img a.png sampler.steps=5` would name two pictures.
-    overrides = [a for a in arguments if re.match(r"\w+(\.\w+)*=", a) and not os.path.exists(a)]
-    options = parser.parse_args([a for a in arguments if a not in overrides])
+    arguments, overrides = split_overrides(arguments)
+    options = parser.parse_args(arguments)
     options.overrides = overrides
     return options
 

@@ -1,4 +1,4 @@
-"""What a configuration must satisfy beyond its types: choices, bounds, and dimensions that fit each other.
+"""What a configuration must satisfy beyond its types: bounds, and dimensions that fit each other.
 
 Every refusal is a ConfigError with the key's name, its value and what would be right.
 """
@@ -6,79 +6,21 @@ Every refusal is a ConfigError with the key's name, its value and what would be 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
+from ouroboros3d.config.schema import MAPS, Config, LGMConfig, ModelConfig, Part
 from ouroboros3d.errors import ConfigError
 
-if TYPE_CHECKING:
-    from ouroboros3d.config.schema import Config, LGMConfig, ModelConfig
-
-MAPS = ("rgb", "ccm")  # the feedback maps there are
-PARTS = ("unet", "adapters", "rays", "lgm")  # what can be frozen by itself
-CHOICES = {
-    "model.conventions.temporal_context": ("release", "textbook"),
-    "model.conventions.rays": ("release", "textbook"),
-    "model.conventions.coordinates_map": ("release", "textbook"),
-    "model.conventions.view_selection": ("release", "even"),
-    "model.conventions.condition_latent": ("mode", "sample"),
-    "model.conventions.rotation": ("release", "textbook"),
-    "model.conventions.renderer": ("release", "gsplat", "exact"),
-    "model.conventions.time_id": ("release", "textbook"),
-    "model.conventions.clip_training_image": ("noised", "clean"),
-    "model.lgm.positions": ("absolute", "ray"),
-    "model.image_encoder.hidden_act": ("gelu", "quick_gelu"),
-    "sampler.feedback_of": ("own", "another"),
-    "data.background": ("white", "black", "grey", "random"),
-    "data.cache": ("none", "memory", "disk"),
-    "objective.reconstruction": ("none", "clean", "predicted", "both"),
-    "objective.second_loss": ("replace", "add"),
-    "objective.image_loss": ("l1", "mse"),
-    "train.schedule": ("constant", "linear", "cosine"),
-    "train.optimizer": ("adamw", "adamw_fused", "adamw_8bit"),
-    "train.best_direction": ("max", "min"),
-    "train.mixed_precision": ("fp32", "fp16", "bf16"),
-    "train.tracker": ("tensorboard", "wandb", "none"),
+# What a bound of a field's metadata asks for, and in words.
+BOUNDS = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "more than"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "less than"),
 }
-
-
-_INF = math.inf
-# Inclusive bounds of numbers. Whatever is not listed here or checked below may take any finite value.
-BOUNDS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(
-        (
-            *("model.image_size", "model.multiview.unet.layers_per_block", "model.multiview.adapter.res_blocks"),
-            *("model.multiview.norm_groups", "model.vae.norm_groups", "model.vae.layers_per_block"),
-            *("model.image_encoder.patch_size", "model.lgm.num_input_views", "model.lgm.layers_per_block"),
-            *("model.lgm.heads", "model.lgm.groups", "sampler.steps", "sampler.feedback_every", "turntable.fps"),
-            *("train.steps", "train.batch_size", "train.gradient_accumulation", "train.save_every", "train.keep"),
-            *("train.log_every", "train.validate_every", "train.validate_objects", "train.spike_steps"),
-        ),
-        (1, _INF),
-    ),
-    **dict.fromkeys(
-        (
-            *("model.multiview.ray_octaves", "model.conventions.decode_chunk", "sampler.feedback_from"),
-            *("sampler.feedback_to", "sampler.noise_augmentation", "data.workers", "objective.sigma_std"),
-            *("objective.condition_sigma_std", "objective.lpips_weight", "objective.alpha_weight"),
-            *("objective.position_weight", "objective.extra_views", "objective.lpips_warmup_steps"),
-            *("train.warmup_steps", "train.weight_decay"),
-        ),
-        (0, _INF),
-    ),
-    "sampler.seed": (0, 2**63 - 1),
-    "train.seed": (0, 2**63 - 1),
-    "turntable.size": (2, _INF),
-    "data.color_jitter": (0, 1),
-    "data.max_damaged": (0, 0.5),
-    "objective.dropout": (0, 1 / 3),
-    "objective.feedback_probability": (0, 1),
-}
-POSITIVE = (
-    *("model.vae.scaling_factor", "sampler.scheduler.sigma_min", "cameras.distance", "turntable.radius"),
-    *("turntable.step", "train.learning_rate", "train.clip_norm", "model.lgm.initial_scale"),
-)
 
 
 def check_config(config: Config) -> None:
@@ -95,29 +37,21 @@ def _require(ok: bool, key: str, value: Any, want: str) -> None:
         raise ConfigError(f"{key} = {value!r}: {want}")
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (dotted key, value) of a config; each element of a list with the list's key."""
+def _check_values(node: Any, prefix: str = "") -> None:
+    """Each value by itself, against the bounds of its field."""
     for field_ in fields(node):
         key, value = f"{prefix}{field_.name}", getattr(node, field_.name)
         if is_dataclass(value):
-            yield from _leaves(value, f"{key}.")
-        else:
-            yield from ((key, v) for v in (value if isinstance(value, list) else [value]))
-
-
-def _check_values(config: Config) -> None:
-    """Each value by itself."""
-    for key, value in _leaves(config):
-        if isinstance(value, float):
-            _require(math.isfinite(value), key, value, "must be a finite number")
-        if key in CHOICES:
-            _require(value in CHOICES[key], key, value, f"must be one of {', '.join(CHOICES[key])}")
-        if key in POSITIVE:
-            _require(value > 0, key, value, "must be positive")
-        if key in BOUNDS and value is not None:
-            low, high = BOUNDS[key]
-            want = f"must be at least {low}" if high == _INF else f"must lie in {low} .. {high:.4g}"
-            _require(low <= value <= high, key, value, want)
+            _check_values(value, f"{key}.")
+            continue
+        bounds = dict(field_.metadata)
+        length = bounds.pop("length", None)
+        _require(length is None or len(value) == length, key, value, f"wants {length} numbers")
+        want = " and ".join(f"{BOUNDS[name][1]} {bound:g}" for name, bound in bounds.items())
+        for number in value if isinstance(value, list) else [value]:
+            _require(not isinstance(number, float) or math.isfinite(number), key, number, "must be a finite number")
+            ok = number is None or all(BOUNDS[name][0](number, bound) for name, bound in bounds.items())
+            _require(ok, key, number, f"must be {want}")
 
 
 def _check_diffusion_networks(model: ModelConfig) -> None:
@@ -144,43 +78,12 @@ def _check_diffusion_networks(model: ModelConfig) -> None:
         f"must divide block_out_channels = {unet.block_out_channels}",
     )
     _require(
-        unet.in_channels == 2 * vae.latent_channels and unet.out_channels == vae.latent_channels,
-        "model.multiview.unet.in_channels, out_channels",
-        (unet.in_channels, unet.out_channels),
-        f"must be twice and once model.vae.latent_channels = {vae.latent_channels}",
-    )
-    _require(
-        unet.cross_attention_dim == encoder.projection_dim,
-        "model.multiview.unet.cross_attention_dim",
-        unet.cross_attention_dim,
-        f"must equal model.image_encoder.projection_dim = {encoder.projection_dim}",
-    )
-    _require(
-        unet.projection_class_embeddings_input_dim == 3 * unet.addition_time_embed_dim,
-        "model.multiview.unet.projection_class_embeddings_input_dim",
-        unet.projection_class_embeddings_input_dim,
-        f"must be 3 * addition_time_embed_dim = {3 * unet.addition_time_embed_dim}",
-    )
-    _require(
         unet.addition_time_embed_dim % 2 == 0,
         "model.multiview.unet.addition_time_embed_dim",
         unet.addition_time_embed_dim,
         "must be even: sines and cosines",
     )
-    _require(
-        len(model.multiview.micro_conditions) == 2,
-        "model.multiview.micro_conditions",
-        model.multiview.micro_conditions,
-        "wants two numbers, fps - 1 and the motion bucket",
-    )
-    factor = 2 ** (len(vae.block_out_channels) - 1)
-    _require(
-        model.multiview.adapter.downscale == factor,
-        "model.multiview.adapter.downscale",
-        model.multiview.adapter.downscale,
-        f"must equal the VAE's downscale, {factor}",
-    )
-    smallest = factor * 2 ** (levels - 1)
+    smallest = vae.downscale * 2 ** (levels - 1)
     _require(
         model.image_size % smallest == 0, "model.image_size", model.image_size, f"must be a multiple of {smallest}"
     )
@@ -240,41 +143,26 @@ def _check_reconstructor(lgm: LGMConfig) -> None:
         lgm.input_size,
         f"must be a multiple of {halvings}",
     )
-    splat = lgm.input_size // halvings * 2 ** (len(lgm.up_channels) - 1)
-    _require(lgm.splat_size == splat, "model.lgm.splat_size", lgm.splat_size, f"the levels and input_size give {splat}")
 
 
 def _check_use(config: Config) -> None:
     """Cameras, sampling and training, among themselves and with the model."""
-    cameras, sampler, turntable = config.cameras, config.sampler, config.turntable
+    cameras, sampler = config.cameras, config.sampler
     views, frames, wanted = cameras.num_views, cameras.orbit_frames, config.model.lgm.num_input_views
     _require(0 < views <= frames, "cameras.num_views", views, f"must lie in 1 .. cameras.orbit_frames = {frames}")
     want = f"the reconstructor reads model.lgm.num_input_views = {wanted}"
     _require(views >= wanted, "cameras.num_views", views, want)
-    for key, fov in (("cameras.fov", cameras.fov), ("turntable.fov", turntable.fov)):
-        _require(0 < fov < 180, key, fov, "must lie between 0 and 180 degrees")
-    _require(
-        abs(cameras.elevation) < 90,
-        "cameras.elevation",
-        cameras.elevation,
-        "must lie strictly between -90 and 90 degrees",
-    )
-    _require(turntable.step <= 360, "turntable.step", turntable.step, "must lie in (0, 360] degrees")
-    _require(len(sampler.guidance) == 2, "sampler.guidance", sampler.guidance, "wants [first view, last view]")
     low, high = sampler.scheduler.sigma_min, sampler.scheduler.sigma_max
     _require(low < high, "sampler.scheduler.sigma_min", low, f"must be less than sigma_max = {high}")
     _require_subset("sampler.feedback", sampler.feedback, config.model.multiview.feedback)
-    betas = config.train.betas
-    _require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "train.betas", betas, "wants two numbers in [0, 1)")
     factor = config.train.spike_factor
     _require(factor == 0 or factor > 1, "train.spike_factor", factor, "must be more than 1, or 0 for no watch")
-    _require(0 <= config.train.ema_decay < 1, "train.ema_decay", config.train.ema_decay, "must lie in [0, 1)")
 
 
 def _check_objective(config: Config) -> None:
     """Switches of the objective that contradict each other, or that would train nothing."""
     objective = config.objective
-    _require_subset("objective.freeze", objective.freeze, PARTS)
+    _require_subset("objective.freeze", objective.freeze, get_args(Part))
     trains_3d, frozen, trained = objective.reconstruction, objective.freeze, objective.trained
     trains_unet = any(part != "lgm" for part in trained)
     _require(

@@ -2,53 +2,84 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ouroboros3d.config.checks import check_config
-from ouroboros3d.config.schema import Config
+from ouroboros3d.config.schema import Config, ModelConfig
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.files import locate
 
+# Keys that configurations of older code set, and what they follow from now: accepted where they say the same.
+DERIVED: dict[str, Callable[[ModelConfig], int]] = {
+    "model.multiview.unet.in_channels": lambda model: 2 * model.vae.latent_channels,
+    "model.multiview.unet.out_channels": lambda model: model.vae.latent_channels,
+    "model.multiview.unet.cross_attention_dim": lambda model: model.image_encoder.projection_dim,
+    "model.multiview.unet.projection_class_embeddings_input_dim": lambda model: (
+        3 * model.multiview.unet.addition_time_embed_dim
+    ),
+    "model.multiview.adapter.downscale": lambda model: model.vae.downscale,
+    "model.lgm.splat_size": lambda model: model.lgm.splat_size,
+}
 
-def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Defaults, then the YAML file, then `key=value` overrides; checked. A file may name another as `base:`,
     relative to itself. Config files and `data.root` that are not in the working folder are looked up in the repository.
     Raises ConfigError."""
-    config = OmegaConf.structured(Config)
-    for source, layer in [*_layers(path), *((text, _parse_override(text)) for text in overrides)]:
-        try:
-            config = OmegaConf.merge(config, layer)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{source}: {_explain(error)}") from error
-    try:
-        config = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        raise ConfigError(f"{path}: {_explain(error)}") from error
+    config = _merge([*_layers(path), *((text, _parse_override(text)) for text in overrides)])
     config.data.root = str(locate(config.data.root))
-    check_config(config)
     return config
-
-
-def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """(the others, the `section.key=value`s) of a command line, for options that take several values and would
-    swallow what follows them."""
-    overrides = [text for text in arguments if re.match(r"[a-z]\w*(\.\w+)+=", text)]
-    return [text for text in arguments if text not in overrides], overrides
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
     """A checked Config from nested dictionaries. Raises ConfigError."""
+    return _merge([("", OmegaConf.create(values))])
+
+
+def _merge(layers: Sequence[tuple[str | Path, DictConfig]]) -> Config:
+    """The defaults with these on top, checked; each comes with the source that errors name."""
+    config, derived = OmegaConf.structured(Config), {}
+    for source, layer in layers:
+        derived |= _take_derived(layer)
+        try:
+            config = OmegaConf.merge(config, layer)
+        except OmegaConfBaseException as error:
+            raise ConfigError(_explain(error, source)) from error
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error)) from error
+        config = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise ConfigError(_explain(error, layers[0][0])) from error
     check_config(config)
+    for key, value in derived.items():
+        if value != (want := DERIVED[key](config.model)):
+            raise ConfigError(f"{key} = {value!r}: follows from other keys, which give {want}; leave it out")
     return config
+
+
+def _take_derived(layer: DictConfig) -> dict[str, Any]:
+    """Removes the keys of DERIVED from a layer; returns their values."""
+    values = {}
+    for key in DERIVED:
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(layer, parent)
+        if isinstance(node, DictConfig) and name in node:
+            values[key] = node.pop(name)
+    return values
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the others, the `key=value`s) of a command line, for options that take several values and would swallow what
+    follows them. A file of such a name is no override."""
+    overrides = [text for text in arguments if re.match(r"[a-z]\w*(\.\w+)*=", text) and not os.path.exists(text)]
+    return [text for text in arguments if text not in overrides], overrides
 
 
 def as_kwargs(config: Any) -> dict[str, Any]:
@@ -83,18 +114,40 @@ def _layers(path: str | Path | None) -> list[tuple[Path, DictConfig]]:
 
 
 def _parse_override(text: str) -> DictConfig:
-    """`key=value`, the value in YAML."""
-    if "=" not in text:
+    """`key=value`, the value in YAML. Nothing behind the sign means empty for text, null for what may be null."""
+    key, sign, value = text.partition("=")
+    if not sign:
         raise ConfigError(f"override {text!r} is not of the form key=value")
     try:
-        return OmegaConf.from_dotlist([text])
+        layer = OmegaConf.from_dotlist([text])
+        if not value and _type_of(key) is str:
+            OmegaConf.update(layer, key, "")
+        return layer
     except Exception as error:  # yaml's own errors have no common useful base
         raise ConfigError(f"{text}: not of the form key=value: {' '.join(str(error).split())}") from error
 
 
-def _explain(error: OmegaConfBaseException) -> str:
+def _type_of(key: str) -> Any:
+    """The annotated type of a dotted key; None if there is no such key."""
+    kind: Any = Config
+    for name in key.split("."):
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+    return kind
+
+
+def _explain(error: OmegaConfBaseException, source: str | Path) -> str:
+    """One line: the file, the key, the value and what would be right."""
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
-    return (f"config key {key}: " if key else "") + str(error).splitlines()[0]
+    value, what = getattr(error, "value", None), str(error).splitlines()[0]
+    if "is not a ListConfig" in what:
+        default = OmegaConf.select(OmegaConf.structured(Config), key) or []
+        right = [*default[:-1], value] if len(default) == 2 else [value]
+        what = f"is a list: write [{','.join(f'{x:g}' if isinstance(x, float) else str(x) for x in right)}]"
+    elif ", expected one of " in what:
+        choices = what.partition(", expected one of ")[2]
+        what = f"must be one of {choices.strip('[]').replace(chr(39), '')}"
+    text = what if key is None else f"{key}: {what}" if value is None else f"{key} = {value!r}: {what}"
+    return f"{source}: {text}" if isinstance(source, Path) or (source and key is None) else text
 
 
 def parse_duration(text: str) -> float:

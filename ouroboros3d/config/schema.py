@@ -1,35 +1,43 @@
 """The typed configuration: every dimension and every switch, with the release's values as defaults.
 
-A YAML file names what differs from these defaults. An unknown key, a wrong type or an impossible combination
-raises `ConfigError` with the key's name, its value and what would be right.
+A YAML file names what differs from these defaults. An unknown key, a wrong type, a value out of its bounds (`_number`)
+or an impossible combination (checks.py) raises `ConfigError` with the key's name, its value and what would be right.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 # Of the pictures, in [0, 1]; "random" draws one per training example, and is white where one colour must do.
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5), "random": (1.0, 1.0, 1.0)}
 
+MAPS = ["rgb", "ccm"]  # names of the feedback maps; feedback.py makes them
+Part = Literal["unet", "adapters", "rays", "lgm"]  # what can be frozen by itself
+Quirk = Literal["release", "textbook"]
 
-def _list(*values):
-    return field(default_factory=lambda: list(values))
+
+def _number(default: Any, **bounds: float) -> Any:
+    """A number with bounds: `ge`, `gt`, `le`, `lt`. None, where the type allows it, has none."""
+    return field(default=default, metadata=bounds)
+
+
+def _list(*values: Any, **bounds: float) -> Any:
+    """A list with bounds on each element; `length` fixes how many there are."""
+    return field(default_factory=lambda: list(values), metadata=bounds)
 
 
 @dataclass
 class UNetConfig:
-    """diffusers' UNetSpatioTemporalConditionModel; the defaults are SVD's."""
+    """diffusers' UNetSpatioTemporalConditionModel; the defaults are SVD's. What its dimensions share with the VAE and
+    the image encoder is theirs (models/multiview_unet.py)."""
 
     sample_size: int = 64
-    in_channels: int = 8
-    out_channels: int = 4
     down_block_types: list[str] = _list(*["CrossAttnDownBlockSpatioTemporal"] * 3, "DownBlockSpatioTemporal")
     up_block_types: list[str] = _list("UpBlockSpatioTemporal", *["CrossAttnUpBlockSpatioTemporal"] * 3)
     block_out_channels: list[int] = _list(320, 640, 1280, 1280)
     addition_time_embed_dim: int = 256
-    projection_class_embeddings_input_dim: int = 768
-    layers_per_block: int = 2
-    cross_attention_dim: int = 1024
+    layers_per_block: int = _number(2, ge=1)
     transformer_layers_per_block: int = 1
     num_attention_heads: list[int] = _list(5, 10, 20, 20)
     num_frames: int = 14  # SVD's; only its own forward reads it
@@ -37,10 +45,9 @@ class UNetConfig:
 
 @dataclass
 class AdapterConfig:
-    """One feedback adapter; its widths are the U-Net's."""
+    """One feedback adapter; its widths are the U-Net's, its downscale the VAE's."""
 
-    res_blocks: int = 3
-    downscale: int = 8  # PixelUnshuffle factor: must equal the VAE's
+    res_blocks: int = _number(3, ge=1)
 
 
 @dataclass
@@ -48,9 +55,9 @@ class MultiViewConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     feedback: list[str] = _list("rgb", "ccm")  # adapters the network has, in the checkpoint's order
-    ray_octaves: int = 6
-    norm_groups: int = 32  # of the U-Net's GroupNorms; fewer where widths are small, see models/norms.py
-    micro_conditions: list[float] = _list(6.0, 127.0)  # SVD's time ids: fps - 1 and motion bucket
+    ray_octaves: int = _number(6, ge=0)
+    norm_groups: int = _number(32, ge=1)  # of the U-Net's GroupNorms; fewer where widths are small, see models/norms.py
+    micro_conditions: list[float] = _list(6.0, 127.0, length=2)  # SVD's time ids: fps - 1 and motion bucket
 
 
 @dataclass
@@ -58,12 +65,17 @@ class VAEConfig:
     """diffusers' AutoencoderKLTemporalDecoder; the defaults are SVD's."""
 
     block_out_channels: list[int] = _list(128, 256, 512, 512)
-    layers_per_block: int = 2
+    layers_per_block: int = _number(2, ge=1)
     latent_channels: int = 4
-    scaling_factor: float = 0.18215
-    norm_groups: int = 32  # fewer where widths are small, see models/norms.py
+    scaling_factor: float = _number(0.18215, gt=0)
+    norm_groups: int = _number(32, ge=1)  # fewer where widths are small, see models/norms.py
     sample_size: int = 768
     force_upcast: bool = True
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent pixel, along a side."""
+        return 2 ** (len(self.block_out_channels) - 1)
 
 
 @dataclass
@@ -75,9 +87,9 @@ class ImageEncoderConfig:
     num_hidden_layers: int = 32
     num_attention_heads: int = 16
     image_size: int = 224
-    patch_size: int = 14
+    patch_size: int = _number(14, ge=1)
     projection_dim: int = 1024
-    hidden_act: str = "gelu"
+    hidden_act: Literal["gelu", "quick_gelu"] = "gelu"
     layer_norm_eps: float = 1e-5
 
 
@@ -86,37 +98,41 @@ class LGMConfig:
     """LGM's U-Net (Tang et al. 2024, "big") with Ouroboros3D's time embedding."""
 
     input_size: int = 256
-    splat_size: int = 128  # Gaussians per view: splat_size^2
-    positions: str = "absolute"  # absolute (LGM's) | ray: offsets from the rays' points nearest the origin
-    initial_scale: float = 0.0693  # of untrained Gaussians; LGM's is 0.1 softplus(0)
-    num_input_views: int = 4
+    positions: Literal["absolute", "ray"] = "absolute"  # ray: offsets from the rays' points nearest the origin
+    initial_scale: float = _number(0.0693, gt=0)  # of untrained Gaussians; LGM's is 0.1 softplus(0)
+    num_input_views: int = _number(4, ge=1)
     down_channels: list[int] = _list(64, 128, 256, 512, 1024, 1024)
     down_attention: list[bool] = _list(False, False, False, True, True, True)
     mid_attention: bool = True
     up_channels: list[int] = _list(1024, 1024, 512, 256, 128)
     up_attention: list[bool] = _list(True, True, True, False, False)
-    layers_per_block: int = 2
-    heads: int = 16
-    groups: int = 32
+    layers_per_block: int = _number(2, ge=1)
+    heads: int = _number(16, ge=1)
+    groups: int = _number(32, ge=1)
     time_channels: int = 128
     time_embed_dim: int = 512
     noise_level: bool = True  # false: always told c_noise 0, plain LGM (for networks that were not trained jointly)
+
+    @property
+    def splat_size(self) -> int:
+        """Gaussians per view: splat_size^2. What the levels leave of `input_size`."""
+        return self.input_size // 2 ** (len(self.down_channels) - 1) * 2 ** (len(self.up_channels) - 1)
 
 
 @dataclass
 class ConventionsConfig:
     """The release's numerical quirks and their textbook variants (docs/faithfulness.md has a row for each)."""
 
-    temporal_context: str = "release"  # release | textbook: quirk 2
-    rays: str = "release"  # release | textbook: quirk 3
-    coordinates_map: str = "release"  # release | textbook: quirk 7
-    view_selection: str = "release"  # release | even: quirk 8
-    condition_latent: str = "mode"  # mode | sample, at inference: quirk 13
-    decode_chunk: int = 14  # frames decoded together over the flattened batch; 0 = per sample: quirk 14
-    rotation: str = "release"  # release | textbook: quirk 17
-    renderer: str = "release"  # release | gsplat | exact: the rasteriser's bounds and clamp
-    time_id: str = "release"  # release (first sample's) | textbook (each sample's), in training: quirk 21
-    clip_training_image: str = "noised"  # noised | clean: quirk 21
+    temporal_context: Quirk = "release"  # quirk 2
+    rays: Quirk = "release"  # quirk 3
+    coordinates_map: Quirk = "release"  # quirk 7
+    view_selection: Literal["release", "even"] = "release"  # quirk 8
+    condition_latent: Literal["mode", "sample"] = "mode"  # at inference: quirk 13
+    decode_chunk: int = _number(14, ge=0)  # frames decoded together over the flattened batch; 0 = per sample: quirk 14
+    rotation: Quirk = "release"  # quirk 17
+    renderer: Literal["release", "gsplat", "exact"] = "release"  # the rasteriser's bounds and clamp
+    time_id: Quirk = "release"  # the first sample's | each sample's, in training: quirk 21
+    clip_training_image: Literal["noised", "clean"] = "noised"  # quirk 21
 
 
 @dataclass
@@ -133,7 +149,7 @@ class PretrainedConfig:
 
 @dataclass
 class ModelConfig:
-    image_size: int = 512
+    image_size: int = _number(512, ge=1)
     multiview: MultiViewConfig = field(default_factory=MultiViewConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
@@ -144,7 +160,7 @@ class ModelConfig:
 
 @dataclass
 class SchedulerConfig:
-    sigma_min: float = 0.002
+    sigma_min: float = _number(0.002, gt=0)
     sigma_max: float = 700.0
 
 
@@ -152,15 +168,15 @@ class SchedulerConfig:
 class SamplerConfig:
     """The recursive loop (Alg. 1 of the paper)."""
 
-    seed: int = 0  # of the noise, for inference
-    steps: int = 25
-    guidance: list[float] = _list(1.0, 3.0)  # of the first and the last view
+    seed: int = _number(0, ge=0, lt=2**63)  # of the noise, for inference
+    steps: int = _number(25, ge=1)
+    guidance: list[float] = _list(1.0, 3.0, length=2)  # of the first and the last view
     feedback: list[str] = _list("rgb", "ccm")  # maps fed back; the others are zero
-    feedback_from: int = 0  # first step that receives feedback (the paper's schedule table)
-    feedback_to: int | None = None  # first step that no longer does
-    feedback_every: int = 1  # feed back after every n-th step only
-    feedback_of: str = "own"  # own | another: a control, each object is fed the maps of the next in its batch
-    noise_augmentation: float = 0.02  # noise on the condition image before the VAE
+    feedback_from: int = _number(0, ge=0)  # first step that receives feedback (the paper's schedule table)
+    feedback_to: int | None = _number(None, ge=0)  # first step that no longer does
+    feedback_every: int = _number(1, ge=1)  # feed back after every n-th step only
+    feedback_of: Literal["own", "another"] = "own"  # another: of the next object in the batch, a control
+    noise_augmentation: float = _number(0.02, ge=0)  # noise on the condition image before the VAE
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
 
@@ -170,20 +186,20 @@ class CamerasConfig:
 
     num_views: int = 8
     orbit_frames: int = 16
-    elevation: float = 0.0  # degrees, of the input view above the object's equator
-    distance: float = 1.7417
-    fov: float = 39.598  # degrees
+    elevation: float = _number(0.0, gt=-90, lt=90)  # degrees, of the input view above the object's equator
+    distance: float = _number(1.7417, gt=0)
+    fov: float = _number(39.598, gt=0, lt=180)  # degrees
 
 
 @dataclass
 class TurntableConfig:
     """The video of the result: one turn around the object at the height of its equator."""
 
-    size: int = 512  # pixels, whatever the size the networks work at
-    step: float = 2.0  # degrees a frame
-    radius: float = 1.5
-    fov: float = 49.1  # degrees
-    fps: int = 30
+    size: int = _number(512, ge=2)  # pixels, whatever the size the networks work at
+    step: float = _number(2.0, gt=0, le=360)  # degrees a frame
+    radius: float = _number(1.5, gt=0)
+    fov: float = _number(49.1, gt=0, lt=180)  # degrees
+    fps: int = _number(30, ge=1)
 
 
 @dataclass
@@ -191,13 +207,13 @@ class DataConfig:
     root: str = "data/orbits"  # a folder of orbits, or of the shards that scripts/make_shards.py makes of one
     train: str = "train.txt"
     val: str = "val.txt"
-    background: str = "white"  # white | black | grey | random: a colour a training example (elsewhere white)
+    background: Literal["white", "black", "grey", "random"] = "white"  # random: one per training example
     mirror: bool = False
-    color_jitter: float = 0.0
-    cache: str = "none"  # none | memory | disk: decoded views at image_size
+    color_jitter: float = _number(0.0, ge=0, le=1)
+    cache: Literal["none", "memory", "disk"] = "none"  # of decoded views at image_size
     cache_dir: str | None = None  # for the disk's; null is <root>/.cache
-    max_damaged: float = 0.01  # share of the training list that may be replaced by neighbours before the run stops
-    workers: int = 4
+    max_damaged: float = _number(0.01, ge=0, le=0.5)  # share of the training list that neighbours may replace
+    workers: int = _number(4, ge=0)
     depth: bool = False  # read depth.npz (for objective.position_weight)
 
 
@@ -214,24 +230,24 @@ class ObjectiveConfig:
     """
 
     diffusion: bool = True  # the diffusion loss; false: the U-Net is neither run nor trained
-    reconstruction: str = "both"  # none | clean | predicted | both: of which views. none: LGM is not trained
-    freeze: list[str] = _list()  # of unet (SVD's own weights), adapters, rays, lgm: kept as they are
-    extra_views: int = 0  # further random views that renderings are compared to; the paper says 4 (8 + 4)
+    reconstruction: Literal["none", "clean", "predicted", "both"] = "both"  # of which views; none: LGM is not trained
+    freeze: list[Part] = _list()  # of unet (SVD's own weights), adapters, rays, lgm: kept as they are
+    extra_views: int = _number(0, ge=0)  # further random views to compare renderings to; the paper: 4 (8 + 4)
     sigma_mean: float = 1.0  # ln sigma ~ N(mean, std^2)
-    sigma_std: float = 1.6
+    sigma_std: float = _number(1.6, ge=0)
     condition_sigma_mean: float = -3.0
-    condition_sigma_std: float = 0.5
-    dropout: float = 0.1
-    feedback_probability: float = 0.5  # of a second pass that sees the rendered maps
-    feedback: list[str] | None = None  # maps it sees, the others are zero; null: all of model.multiview.feedback
-    second_loss: str = "replace"  # replace | add: what the loss of the second pass does to the first's
+    condition_sigma_std: float = _number(0.5, ge=0)
+    dropout: float = _number(0.1, ge=0, le=1 / 3)
+    feedback_probability: float = _number(0.5, ge=0, le=1)  # of a second pass that sees the rendered maps
+    feedback: list[str] | None = None  # maps it sees, others are zero; null: all of model.multiview.feedback
+    second_loss: Literal["replace", "add"] = "replace"  # what the loss of the second pass does to the first's
     detach_feedback: bool = False  # paper: true. Else the second loss also trains LGM, through the maps
     decode_gradient: bool = False  # paper: true. The reconstruction loss trains the U-Net too, through the decoder
-    image_loss: str = "l1"  # l1 | mse (the paper's draft)
-    lpips_weight: float = 1.0
-    lpips_warmup_steps: int = 0  # optimiser steps over which the weight rises from 0; neither paper nor release
-    alpha_weight: float = 0.0  # MSE of the rendered alpha, an extra of ours (LGM has it)
-    position_weight: float = 0.0  # L1 of the Gaussians' positions to unprojected depth, an extra of ours
+    image_loss: Literal["l1", "mse"] = "l1"  # mse is the paper's draft's
+    lpips_weight: float = _number(1.0, ge=0)
+    lpips_warmup_steps: int = _number(0, ge=0)  # steps over which the weight rises from 0; neither paper nor release
+    alpha_weight: float = _number(0.0, ge=0)  # MSE of the rendered alpha, an extra of ours (LGM has it)
+    position_weight: float = _number(0.0, ge=0)  # L1 of the Gaussians' positions to unprojected depth, an extra of ours
 
     @property
     def trained(self) -> list[str]:
@@ -248,32 +264,32 @@ class ObjectiveConfig:
 @dataclass
 class TrainConfig:
     output_dir: str = "runs/train"
-    seed: int = 0
-    steps: int = 40000
-    batch_size: int = 4  # per process
-    gradient_accumulation: int = 1
-    learning_rate: float = 1e-5
-    warmup_steps: int = 0
-    schedule: str = "constant"  # constant | linear | cosine: what follows the warm-up, the last two down to 0
-    optimizer: str = "adamw"  # adamw | adamw_fused | adamw_8bit (bitsandbytes, CUDA)
-    weight_decay: float = 0.01
-    betas: list[float] = _list(0.9, 0.999)
-    clip_norm: float = 1.0
-    mixed_precision: str = "fp32"  # fp32 | fp16 | bf16
+    seed: int = _number(0, ge=0, lt=2**63)
+    steps: int = _number(40000, ge=1)
+    batch_size: int = _number(4, ge=1)  # per process
+    gradient_accumulation: int = _number(1, ge=1)
+    learning_rate: float = _number(1e-5, gt=0)
+    warmup_steps: int = _number(0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up; the last two end at 0
+    optimizer: Literal["adamw", "adamw_fused", "adamw_8bit"] = "adamw"  # 8 bit: bitsandbytes, CUDA
+    weight_decay: float = _number(0.01, ge=0)
+    betas: list[float] = _list(0.9, 0.999, length=2, ge=0, lt=1)
+    clip_norm: float = _number(1.0, gt=0)
+    mixed_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile of the trained networks
-    ema_decay: float = 0.0  # 0 keeps none
+    ema_decay: float = _number(0.0, ge=0, lt=1)  # 0 keeps none
     resume: str = "auto"  # auto | never | a checkpoint folder
-    save_every: int = 1000
-    keep: int = 2  # newest checkpoints that stay, beside the best
-    validate_every: int = 1000
-    validate_objects: int = 4
+    save_every: int = _number(1000, ge=1)
+    keep: int = _number(2, ge=1)  # newest checkpoints that stay, beside the best
+    validate_every: int = _number(1000, ge=1)
+    validate_objects: int = _number(4, ge=1)
     best_metric: list[str] = _list("render_psnr", "lgm_unseen_psnr")  # by the first that validation has; [] keeps none
-    best_direction: str = "max"  # max | min
+    best_direction: Literal["max", "min"] = "max"
     spike_factor: float = 20.0  # stop when the loss exceeds this many times its recent median ...
-    spike_steps: int = 3  # ... for so many steps running; a factor of 0 never stops
-    log_every: int = 20
-    tracker: str = "tensorboard"  # tensorboard | wandb | none
+    spike_steps: int = _number(3, ge=1)  # ... for so many steps running; a factor of 0 never stops
+    log_every: int = _number(20, ge=1)
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     time_budget: str = ""  # e.g. "90m": save and stop after this long (a cosine ends then); empty is unlimited
 
 

@@ -170,7 +170,7 @@ def read_rgba(file: File, size: int) -> Tensor:
 
 def read_depth(file: File, frames: int) -> Tensor:
     """Depth maps [frames, h, w] of depth.npz; raises DamagedOrbit."""
-    hint = "render the orbits with --depth or turn load_depth off"
+    hint = "render the orbits with --depth or set data.depth=false"
     data = _read(file, hint)
     try:
         with np.load(io.BytesIO(data)) as archive:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ouroboros3d.cameras import frame_indices, intrinsics_from_fov, opengl_to_opencv, relative_to_first
-from ouroboros3d.config.schema import BACKGROUNDS
+from ouroboros3d.config.schema import BACKGROUNDS, Config
 from ouroboros3d.data.cache import ViewCache, fill_disk, fill_memory, fingerprint, record_type
 from ouroboros3d.data.orbit_files import (
     DamagedOrbit,
@@ -43,121 +43,69 @@ _log = logging.getLogger(__name__)
 
 
 class OrbitDataset(Dataset):
-    """One example is `num_views` views of an orbit, of which the first is the condition image.
+    """One example is `cameras.num_views` views of an orbit, of which the first is the condition image.
 
-    Item, with V views of H = W = size pixels:
+    Item, with V views of H = W = `model.image_size` pixels:
         images  [V, 3, H, W] float32 in [-1, 1], composited on the background
+        alpha   [V, 1, H, W] float32 in [0, 1]
         c2w     [V, 4, 4] float32, OpenCV, relative to the first view (computed in float64)
         K       [V, 3, 3] float32, in image widths
         id      name of the orbit's folder;  index  its number in the list (a neighbour's if this one is damaged)
         frames  [V] int64, which frames of the orbit these are
         background  [3] float32 in [0, 1]
-        alpha   [V, 1, H, W] float32 in [0, 1]                           with load_alpha
-        depth   [V, 1, h, w] float32 along the camera's axis, 0 = empty   with load_depth
-        extra_images, extra_c2w, extra_K, extra_frames, extra_alpha, extra_depth    with extra_views
+        depth   [V, 1, h, w] float32 along the camera's axis, 0 = empty      with `data.depth`
+        extra_images, extra_alpha, extra_c2w, extra_K, extra_frames, extra_depth    with `objective.extra_views`
 
-    Everything random is a function of (seed, epoch, index) alone, so neither the number of workers nor a
-    resume changes it. Call set_epoch before each epoch, persistent workers notice it too.
+    Everything random is a function of (`train.seed`, epoch, index) alone, so neither the number of workers nor a
+    resume changes it.
 
     An orbit of which a wanted frame, meta.json or depth.npz cannot be used is replaced by the next one in the list
     that can: this too depends on the files alone, not on who found the damage or when. It is named once in the log;
-    once more than `max_damaged` of the list was found so, by this process and its workers, reading raises DataError.
+    once more than `data.max_damaged` of the list was found so, by this process and its workers, reading raises
+    DataError.
+
+    `data.cache`: "memory" decodes everything now; "disk" does so into a file in `data.cache_dir`, unless there is one
+    of the same list, size and unchanged files. That file is 4 frames size^2 bytes an orbit, its pages are shared by
+    all processes, and it may be deleted at any time.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        list_file: str = "train.txt",
-        size: int = 512,
-        num_views: int = 8,
-        view_selection: str = "release",
-        background: str | tuple[float, float, float] = "white",
-        start_view: int | None = None,
-        mirror: bool = False,
-        color_jitter: float = 0.0,
-        cache: str = "none",
-        cache_dir: str | Path | None = None,
-        cache_workers: int = 0,
-        max_damaged: float = 0.01,
-        load_alpha: bool = False,
-        load_depth: bool = False,
-        extra_views: int = 0,
-        frames: int = 16,
-        seed: int = 0,
-    ):
-        """
-        list_file: the list of ids, relative to `root`.
-        view_selection: "release" (0, 2, ..., 12, 15 of 16) or "even" (every second frame, the paper's).
-        background: white, black, grey, random (one colour an example) or rgb in [0, 1].
-        start_view: frame of the condition image, None draws one.
-        mirror: mirror every other example left to right, by chance.
-        color_jitter: 0 to 1, how far hue and brightness may move (1: any hue, half to double brightness),
-            together for all views.
-        cache: "memory" decodes everything now, at `size`; "disk" does so into a file in `cache_dir` (None:
-            <root>/.cache), unless there is one of the same list, size and unchanged files. That file is 4 frames
-            size^2 bytes an orbit, its pages are shared by all processes, and it may be deleted at any time.
-        cache_workers: processes that decode for the cache; 0 is this one.
-        max_damaged: share of the list, 0 up to but not including 1.
-        extra_views: further views for supervision, of frames not among the `num_views`.
-        frames: of every orbit on disk.
-        Raises DataError if data cannot be read and ValueError for bad settings.
-        """
-        if background != "random":
-            background = BACKGROUNDS.get(background, background) if isinstance(background, str) else background
-            if isinstance(background, str) or len(background) != 3 or not all(0 <= x <= 1 for x in background):
-                raise ValueError(f"background: {', '.join(BACKGROUNDS)} or rgb in [0, 1], got {background!r}")
-        if cache not in ("none", "memory", "disk"):
-            raise ValueError(f"cache must be 'none', 'memory' or 'disk', got {cache!r}")
-        if not 0 <= max_damaged < 1:
-            raise ValueError(f"max_damaged must be a share in [0, 1), got {max_damaged}")
-        if not 0 <= color_jitter <= 1:
-            raise ValueError(f"color_jitter must lie in [0, 1], got {color_jitter}")
-        if start_view is not None and not 0 <= start_view < frames:
-            raise ValueError(f"start_view must be a frame, 0 to {frames - 1}, got {start_view}")
-        if size < 1 or num_views < 1 or extra_views < 0 or num_views + extra_views > frames:
-            raise ValueError(
-                f"size and num_views must be positive and num_views + extra_views at most {frames} frames,"
-                f" got {size}, {num_views} and {extra_views}"
-            )
-        self.root = Path(root)
+    def __init__(self, config: Config, list_file: str, start_view: int | None = None):
+        """list_file: the ids, relative to `data.root`. start_view: frame of the condition image, None draws one.
+        Raises DataError if data cannot be read."""
+        data, self.frames = config.data, config.cameras.orbit_frames
+        if start_view is not None and not 0 <= start_view < self.frames:
+            raise ValueError(f"start_view must be a frame, 0 to {self.frames - 1}, got {start_view}")
+        self.data, self.start_view, self.seed = data, start_view, config.train.seed
+        self.size, self.extra_views = config.model.image_size, config.objective.extra_views
+        self.root = Path(data.root)
         self.list_file = self.root / list_file
         self.ids = Ids(read_ids(self.list_file))
-        self.size, self.num_views, self.extra_views, self.frames = size, num_views, extra_views, frames
-        self.background, self.start_view = background, start_view
-        self.mirror, self.color_jitter = mirror, color_jitter
-        self.load_alpha, self.load_depth = load_alpha, load_depth
-        self.seed = seed
-        self._offsets = frame_indices(frames, num_views, view_selection)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.max_damaged = max_damaged
+        selection = config.model.conventions.view_selection
+        self._offsets = frame_indices(self.frames, config.cameras.num_views, selection)
         self._damaged = torch.zeros(len(self.ids), dtype=torch.bool).share_memory_()
         self._orbits = open_orbits(self.root, self.ids)
         self._cache: ViewCache | None = None
-        if cache != "none":
-            self._cache = self._fill_cache(cache, Path(cache_dir or self.root / ".cache"), cache_workers)
+        if data.cache != "none":
+            self._cache = self._fill_cache(data.cache, Path(data.cache_dir or self.root / ".cache"), data.workers)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Other random choices for every example from now on."""
-        self._epoch.fill_(epoch)
-
     def __getitem__(self, index: int) -> dict:
-        return self.example(int(self._epoch), index)
+        return self.example(0, index)
 
     def example(self, epoch: int, index: int) -> dict:
-        """Item `index` as it is in `epoch`, whatever set_epoch said: safe where workers run over an epoch's end."""
+        """Item `index` as it is in `epoch`."""
         if not 0 <= index < len(self):  # ends `for item in dataset`
             raise IndexError(f"example {index} of {len(self)}")
         rng = np.random.default_rng([self.seed, epoch, index])
         # Always the same draws in the same order, so that one option does not change what another one gets.
-        start, mirrored = int(rng.integers(self.frames)), self.mirror and bool(rng.random() < 0.5)
+        start, mirrored = int(rng.integers(self.frames)), self.data.mirror and bool(rng.random() < 0.5)
         jitter, background, order = rng.uniform(-1, 1, 2), rng.random(3), rng.permutation(self.frames)
         if self.start_view is not None:
             start = self.start_view
-        if self.background != "random":
-            background = np.asarray(self.background)
+        if self.data.background != "random":
+            background = np.asarray(BACKGROUNDS[self.data.background])
 
         # A mirrored orbit runs backwards; taking its frames in reverse keeps the azimuth growing.
         chosen = [(start + (-k if mirrored else k)) % self.frames for k in self._offsets]
@@ -165,26 +113,25 @@ class OrbitDataset(Dataset):
 
         index, views = self._load(index, chosen)
         colour = torch.tensor(background, dtype=torch.float32)
-        images, alpha = composite(views.rgba, colour, *(self.color_jitter * jitter))
+        images, alpha = composite(views.rgba, colour, *(self.data.color_jitter * jitter))
         c2w = relative_to_first(opengl_to_opencv(views.c2w))
         item = {
             "images": images,
+            "alpha": alpha,
             "c2w": mirror_poses(c2w) if mirrored else c2w,
             "K": intrinsics_from_fov(views.fov).expand(len(chosen), 3, 3).clone(),
             "frames": torch.tensor(chosen),
         }
         item["c2w"] = item["c2w"].float()
-        if self.load_alpha:
-            item["alpha"] = alpha
         if views.depth is not None:
             item["depth"] = views.depth[:, None].float()
         if mirrored:
             for key in item.keys() & {"images", "alpha", "depth"}:
                 item[key] = item[key].flip(-1)
         if self.extra_views:
-            item |= {f"extra_{key}": value[self.num_views :] for key, value in item.items()}
+            item |= {f"extra_{key}": value[len(self._offsets) :] for key, value in item.items()}
             for key in [key for key in item if not key.startswith("extra_")]:
-                item[key] = item[key][: self.num_views]
+                item[key] = item[key][: len(self._offsets)]
         return item | {"id": self.ids[index], "index": index, "background": colour}
 
     def _load(self, index: int, chosen: list[int]) -> tuple[int, Views]:
@@ -193,7 +140,7 @@ class OrbitDataset(Dataset):
             views = self._cache.get(position, chosen) if self._cache is not None else None
             try:
                 if views is None:
-                    views = read_views(self._orbits[position], self.frames, chosen, self.size, self.load_depth)
+                    views = read_views(self._orbits[position], self.frames, chosen, self.size, self.data.depth)
                 return position, views
             except DamagedOrbit as error:
                 self._note(position, error)
@@ -204,16 +151,16 @@ class OrbitDataset(Dataset):
         known = bool(self._damaged[index])
         self._damaged[index] = True
         found = self._damaged.nonzero().flatten().tolist()
-        if len(found) > int(self.max_damaged * len(self) + 1e-9):
+        if len(found) > int(self.data.max_damaged * len(self) + 1e-9):
             raise DataError(
-                f"{self.list_file}: {len(found)} of {len(self)} orbits are damaged, more than max_damaged = "
-                f"{self.max_damaged:g} allows: {some([self.ids[k] for k in found], most=20)}; the last one: {error}"
+                f"{self.list_file}: {len(found)} of {len(self)} orbits are damaged, more than data.max_damaged "
+                f"= {self.data.max_damaged:g} allows: {some([self.ids[k] for k in found], 20)}; the last one: {error}"
             ) from error
         if not known:
             _log.warning("%s; until then the next orbit of the list is read in its place", error)
 
     def _fill_cache(self, kind: str, folder: Path, workers: int) -> ViewCache:
-        dtype = record_type(self.frames, self.size, self._depth_type() if self.load_depth else None)
+        dtype = record_type(self.frames, self.size, self._depth_type() if self.data.depth else None)
 
         def records() -> Iterable[bytes]:
             loader = DataLoader(
@@ -247,7 +194,7 @@ class OrbitDataset(Dataset):
         try:
             folder = self._orbits[index]
             meta = read_poses(folder, self.frames)
-            if self.load_depth:
+            if self.data.depth:
                 depth = read_depth(folder / "depth.npz", self.frames).numpy()
                 if (depth.shape, depth.dtype) != (record["depth"].shape, record["depth"].dtype):
                     raise DataError(f"{self.root}: depth.npz files differ in size; render them with one --depth")

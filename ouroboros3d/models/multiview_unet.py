@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.loading import as_kwargs
-from ouroboros3d.config.schema import ConventionsConfig, MultiViewConfig
+from ouroboros3d.config.schema import ModelConfig
 from ouroboros3d.feedback import Feedback
 from ouroboros3d.geometry import embedded_rays
 from ouroboros3d.models.conditioning import RayEncoder, Residuals, feedback_encoder, sum_features
@@ -24,15 +24,15 @@ class MultiViewUNet(nn.Module):
     `encode_cameras` and `encode_feedback` make the two kinds of residuals, `forward` adds them.
     """
 
-    def __init__(self, config: MultiViewConfig, conventions: ConventionsConfig) -> None:
+    def __init__(self, model: ModelConfig) -> None:
         super().__init__()
+        config, conventions = model.multiview, model.conventions
         self.config, self.conventions = config, conventions
-        self.unet = UNetSpatioTemporalConditionModel(**as_kwargs(config.unet))
-        set_norm_groups(self.unet, config.norm_groups)
+        self.unet = make_unet(model)
         widths = list(config.unet.block_out_channels)
         rays = 6 * (2 * config.ray_octaves + 1)
         self.cond_encoder = nn.ModuleList(
-            feedback_encoder(widths, config.adapter.res_blocks, config.adapter.downscale) for _ in config.feedback
+            feedback_encoder(widths, config.adapter.res_blocks, model.vae.downscale) for _ in config.feedback
         )
         # Each encoder's width is that of the feature map entering its block.
         self.down_plucker = nn.ModuleList(RayEncoder(rays, c) for c in [widths[0], *widths[:-1]])
@@ -141,6 +141,20 @@ class MultiViewUNet(nn.Module):
         emb = unet.time_embedding(unet.time_proj(c_noise).to(dtype))
         ids = unet.add_time_proj(time_ids.flatten()).unflatten(0, time_ids.shape).flatten(1)
         return emb + unet.add_embedding(ids.to(emb.dtype))
+
+
+def make_unet(model: ModelConfig) -> UNetSpatioTemporalConditionModel:
+    """SVD's U-Net with random weights, between the VAE's latents and the image encoder's embedding."""
+    config, latent = model.multiview.unet, model.vae.latent_channels
+    unet = UNetSpatioTemporalConditionModel(
+        in_channels=2 * latent,  # the noisy latents and the condition's
+        out_channels=latent,
+        cross_attention_dim=model.image_encoder.projection_dim,
+        projection_class_embeddings_input_dim=3 * config.addition_time_embed_dim,  # one per time id
+        **as_kwargs(config),
+    )
+    set_norm_groups(unet, model.multiview.norm_groups)
+    return unet
 
 
 def _add(x: Tensor, residual: Tensor | None) -> Tensor:

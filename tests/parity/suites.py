@@ -28,9 +28,8 @@ from torch import Tensor
 from ouroboros3d import diffusion, geometry
 from ouroboros3d.build import Models
 from ouroboros3d.cameras import Cameras, frame_indices, intrinsics_from_fov, opengl_to_opencv, relative_to_first
-from ouroboros3d.config.checks import MAPS
 from ouroboros3d.config.loading import config_from_dict
-from ouroboros3d.config.schema import Config
+from ouroboros3d.config.schema import MAPS, CamerasConfig, Config, DataConfig
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.orbit_files import DataError, read_ids, read_meta
 from ouroboros3d.data.orbits import OrbitDataset
@@ -125,7 +124,7 @@ class Fixtures:
     @functools.cached_property
     def models(self) -> Models:
         config = self.config.model
-        unet = MultiViewUNet(config.multiview, config.conventions)
+        unet = MultiViewUNet(config)
         # The release fixes these two widths in its code, so that config.json has no entry for them.
         time_embed_dim, time_channels = self.arrays("weights_recon_model")["unet.time_embed.0.weight"].shape
         widths = {"time_embed_dim": time_embed_dim, "time_channels": time_channels}
@@ -169,7 +168,7 @@ def config_of(spec: dict[str, Any]) -> Config:
                 "image_size": spec["image_size"],
                 "multiview": {
                     "unet": unet,
-                    "adapter": {"res_blocks": adapter["nums_rb"], "downscale": math.isqrt(adapter["cin"] // 3)},
+                    "adapter": {"res_blocks": adapter["nums_rb"]},
                     "feedback": list(MAPS[: spec["num_adapters"]]),
                     "ray_octaves": (spec["plucker_input_dim"] // 6 - 1) // 2,
                     "micro_conditions": micro_conditions,
@@ -193,7 +192,7 @@ def config_of(spec: dict[str, Any]) -> Config:
     ours = diffusion.euler_schedule(config.sampler.scheduler, 1).config
     derived = {
         "adapter.channels": (adapter["channels"], widths),
-        "adapter.cin": (adapter["cin"], 3 * config.model.multiview.adapter.downscale**2),
+        "adapter.cin": (adapter["cin"], 3 * config.model.vae.downscale**2),
         "plucker_input_dim": (spec["plucker_input_dim"], 6 * (2 * config.model.multiview.ray_octaves + 1)),
         "plucker_widths.down": (spec["plucker_widths"]["down"], [widths[0], *widths[:-1]]),
         "plucker_widths.mid": (spec["plucker_widths"]["mid"], widths[-1]),
@@ -304,9 +303,11 @@ def _check_dataset(f: Fixtures, a: Arrays) -> Iterator[Case]:
     except DataError as error:
         raise FixtureError(str(error)) from error
     total = len(f.scalars(f"orbit/{scene}/meta")["locations"])
+    config = Config(data=DataConfig(root=str(orbit)), cameras=CamerasConfig(num_views=views, orbit_frames=total))
+    config.model.image_size = size
     starts = {f"dataset_start{n}": n for n in a.numbers(r"dataset_start(\d+)\.")}
     for tag, start in ({"dataset": 0} | starts).items():
-        dataset = OrbitDataset(orbit, "ids.txt", size, views, start_view=start, frames=total)
+        dataset = OrbitDataset(config, "ids.txt", start_view=start)
         item = dataset[0]
         meta = read_meta(orbit / scene / "meta.json", total)
         exact = relative_to_first(opengl_to_opencv(meta.c2w[item["frames"]]))
