@@ -54,6 +54,10 @@ class Models:
             "image_encoder": self.svd.image_encoder,
         }
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.lgm.parameters()).device
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Models:
         """Moves and, for inference, casts the networks; training keeps float32 weights under autocast."""
         if dtype is not None:

@@ -13,3 +13,9 @@ class ConfigError(UserError, ValueError):
 
 class TrainingError(UserError, RuntimeError):
     """Training cannot go on; the message is one line for the user."""
+
+
+def one_line(error: BaseException) -> str:
+    """What a foreign error says, in one line of at most 200 characters; the system's errors without their number."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())[:200] or type(error).__name__

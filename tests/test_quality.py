@@ -8,7 +8,6 @@ else may lower them. Other processors round differently, which the margins allow
 from pathlib import Path
 
 import pytest
-import torch
 
 from ouroboros3d.build import build_models
 from ouroboros3d.config.loading import load_config
@@ -23,7 +22,7 @@ def scores() -> dict[str, float]:
     root = ROOT / "tests" / "data" / "orbits"
     config = load_config(ROOT / "configs" / "small.yaml", [f"data.root={root}", "data.val=test.txt", "data.cache=none"])
     dataset = build_dataset(config, "val")
-    return Validation(build_models(config.model), config, dataset, torch.device("cpu"), objects=1)()[0]
+    return Validation(build_models(config.model), config, dataset, objects=1)()[0]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,15 @@ def test_bad_input_is_one_line_and_status_2(setting, capsys, overrides, words):
     assert call(main, [*arguments, *overrides]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and all(word in last for word in words), last
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_so_to_a_script(setting, monkeypatch, number, status):
+    from ouroboros3d.cli import train as script
+
+    monkeypatch.setattr("ouroboros3d.training.trainer.Trainer.run", lambda trainer: setattr(trainer, "stopped_by", number))
+    arguments = ["--config", str(setting / "tiny.yaml"), "--device", "cpu", f"train.output_dir={setting / 'stopped'}"]
+    assert call(script.main, arguments) == status
 
 
 def test_compiled_networks_keep_their_names_and_values():

@@ -17,11 +17,14 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from ouroboros3d.config.loading import parse_duration
 from ouroboros3d.config.schema import TrainConfig
 from ouroboros3d.errors import ConfigError
+from ouroboros3d.files import OutputError
+from ouroboros3d.training.checkpoints import run_lock
 from ouroboros3d.training.optimization import SpikeWatch, learning_rate_factor, make_optimizer
 from ouroboros3d.training.sample_order import StepBatches, Stream
 from ouroboros3d.training.trainer import Trainer, TrainingError
@@ -199,6 +202,7 @@ def test_a_signal_stops_after_the_step_and_loses_nothing(tmp_path, whole, capsys
 
     first.train_step = interrupted
     assert first.run() == 1
+    assert first.stopped_by == signal.SIGTERM
     assert "stopped at step 1: SIGTERM" in capsys.readouterr().out
     assert_same_end(whole, finish(make(tmp_path / "parts", **EVERYTHING)))
 
@@ -278,14 +282,41 @@ def test_ema_is_what_validation_and_export_see(tmp_path):
     assert not torch.equal(weights(trainer), ema)
 
 
-def test_damaged_newest_checkpoint_falls_back(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "trainer.json"])
+def test_damaged_newest_checkpoint_falls_back(tmp_path, capsys, name):
     make(tmp_path).run()
-    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
-    (newest / "model.safetensors").write_bytes(b"half")
+    path = tmp_path / "checkpoints" / "step_00000006" / name
+    path.write_bytes(path.read_bytes()[:-20])
     trainer = make(tmp_path)
     trainer.resume()
     assert trainer.step == 4
-    assert "step_00000006 cannot be resumed" in capsys.readouterr().out
+    assert f"step_00000006: {name} is damaged; trying the checkpoint before it" in capsys.readouterr().out
+
+
+def test_one_folder_is_for_one_training_at_a_time(tmp_path, monkeypatch):
+    trainer = make(tmp_path)
+    other = rf"another training \(process {os.getpid()}\) writes there; stop it"
+    with run_lock(tmp_path), pytest.raises(TrainingError, match=other):
+        trainer.run()
+    assert trainer.step == 0 and trainer.run() == 6
+
+    def read_only(*_, **_options) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", read_only)
+    with pytest.raises(OutputError, match="Read-only file system; choose another"):
+        trainer.run()
+
+
+def test_tensorboard_s_curve_has_every_step_once(tmp_path):
+    """Also where the run ended steps after the checkpoint that it resumes from."""
+    first = stop_after(make(tmp_path, tracker="tensorboard"), 3)
+    first.save = lambda: first.step == 2 and Trainer.save(first)
+    first.run()
+    assert saved(tmp_path) == ["step_00000002"]
+    make(tmp_path, tracker="tensorboard").run()
+    events = EventAccumulator(str(tmp_path / "ouroboros3d")).Reload().Scalars("train/total")
+    assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_half_written_checkpoint_is_never_seen(tmp_path, monkeypatch):
@@ -574,7 +605,10 @@ def test_wandb_offline_and_without_a_key(tmp_path, monkeypatch):
     video = [np.full((4, 4, 3), 9 * k, np.uint8) for k in range(12)]
     trainer.validate = lambda: ({"score": 1.0}, {"grid": Image.new("RGB", (4, 4)), "turn": video})
     trainer.run()
-    assert list((tmp_path / "offline" / "wandb").glob("offline-run-*/*.wandb"))
     (images,) = (tmp_path / "offline" / "wandb").glob("offline-run-*/files/media/images/validation")
     assert len(list(images.glob("grid*.png"))) == 1 and len(list(images.glob("turn*.png"))) == 8
+    assert list((tmp_path / "offline" / "wandb").glob("offline-run-*/*.wandb"))
+    make(tmp_path / "offline", tracker="wandb", steps=7).run()
+    runs = [path.name.rpartition("-")[2] for path in (tmp_path / "offline" / "wandb").glob("offline-run-*")]
+    assert len(runs) == 2 and len(set(runs)) == 1  # one run to wandb
     assert (tmp_path / "offline" / "validation" / "0000006_turn.mp4").stat().st_size > 0

@@ -23,7 +23,7 @@ def validation(make_config, make_models):
         images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(number)) * 2 - 1
         items.append({"id": f"object_{number}", "images": images, "c2w": cameras.c2w[0], "K": cameras.K[0]})
         items[-1] |= {"background": torch.ones(3)}
-    return Validation(make_models(config).eval(), config, items, torch.device("cpu"), objects=2)
+    return Validation(make_models(config).eval(), config, items, objects=2)
 
 
 def cell(table: Image.Image, row: int, column: int) -> np.ndarray:

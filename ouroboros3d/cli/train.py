@@ -13,9 +13,10 @@ from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
 from ouroboros3d.config.loading import load_config
 from ouroboros3d.config.schema import Config
 from ouroboros3d.errors import UserError
+from ouroboros3d.files import check_writable_dir
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what the machine has")
@@ -25,11 +26,13 @@ def main(arguments: list[str]) -> None:
     if options.resume is not None:
         overrides.append(f"train.resume={options.resume}")
     config = load_config(options.config, overrides)
+    if not options.dry_run:
+        check_writable_dir(config.train.output_dir)
     say_loading()
     if options.dry_run:
         plan(config)
-    else:
-        train(config, cpu=options.device == "cpu")
+        return 0
+    return train(config, cpu=options.device == "cpu")
 
 
 def plan(config: Config) -> None:
@@ -42,8 +45,9 @@ def plan(config: Config) -> None:
         raise UserError(f"this run would not start: {'; '.join(problems)}")
 
 
-def train(config: Config, cpu: bool = False) -> None:
-    """Trains to the end and says where the weights are and how to use them."""
+def train(config: Config, cpu: bool = False) -> int:
+    """Trains to the end and says where the weights are and how to use them. Returns 0, or 130 and 143 after a Ctrl-C
+    or SIGTERM, for scripts of several stages to stop too."""
     import torch
     from accelerate.utils import set_seed
 
@@ -66,6 +70,7 @@ def train(config: Config, cpu: bool = False) -> None:
         objective,
         dataset,
         config.train,
+        validate=Validation(models, config, held_out),
         export=lambda folder: save_checkpoint(folder, models, dtype=torch.float16, frozen=own_parts),
         cpu=cpu,
         settings=config,
@@ -73,10 +78,10 @@ def train(config: Config, cpu: bool = False) -> None:
     )
     check_renderer(config, trainer.accelerator.device)
     models.to(trainer.accelerator.device)
-    trainer.validate = Validation(models, config, held_out, trainer.accelerator.device)
     trainer.run()
     if trainer.accelerator.is_main_process and (trainer.folder / "export").is_dir():
         print(f"weights: {trainer.folder / 'export'}; try them with")
         print(
             f"  python inference.py --config {trainer.folder / 'config.yaml'} --ckpt {trainer.folder} --input_img FILE"
         )
+    return 0 if trainer.stopped_by is None else 128 + trainer.stopped_by

@@ -47,16 +47,16 @@ class Validation:
         models: Models,
         config: Config,
         dataset: Dataset | list[dict],
-        device: torch.device,
         objects: int | None = None,
     ) -> None:
         """`objects` of the dataset are looked at, by default `train.validate_objects`."""
-        self.models, self.config, self.device = models, config, device
-        self.batch = first_batch(dataset, objects or config.train.validate_objects).to(device)
+        self.models, self.config = models, config
+        self.batch = first_batch(dataset, objects or config.train.validate_objects)
         self.renderer = build_renderer(config)
 
     @torch.no_grad()
     def __call__(self) -> tuple[dict[str, float], Pictures]:
+        self.batch = self.batch.to(self.models.device)
         values, pictures = {}, {}
         parts = {"lgm": self._reconstructor} if self.config.objective.reconstruction != "none" else {}
         parts |= {"loop": self._loop} if self.config.objective.diffusion else {}
@@ -82,7 +82,7 @@ class Validation:
         batch = self.batch
         sampler = build_sampler(self.models, self.config)
         seeds = [noise_seed(0, name) for name in batch.ids]
-        noise = sampler.draw_noise(seeds, batch.images.shape[1]).to(self.device)
+        noise = sampler.draw_noise(seeds, batch.images.shape[1]).to(batch.images.device)
         step = last_step(sampler(batch.images[:, 0], batch.cameras, noise, every_step=False))
         views, rendered = (step.views * 0.5 + 0.5).clamp(0, 1), step.feedback["rgb"]
         novel = list(range(1, views.shape[1]))

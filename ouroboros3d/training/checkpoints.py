@@ -1,18 +1,25 @@
-"""What a run leaves to go on from: checkpoint folders, the log, and what may change between two starts of it."""
+"""What a run leaves to go on from: checkpoint folders, what may change between two starts of a run, and its lock."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
 
 from ouroboros3d.config.loading import save_config
 from ouroboros3d.config.schema import Config
-from ouroboros3d.errors import TrainingError
+from ouroboros3d.errors import TrainingError, UserError, one_line
+from ouroboros3d.files import OutputError
 
 # A change of these makes it another run: the saved weights would not fit, or the samples would be others.
 FIXED = ("model.", "cameras.num_views", "objective.diffusion", "objective.freeze", "train.seed", "train.optimizer")
@@ -23,11 +30,11 @@ class Checkpoints:
     """Folders `step_00001000`, complete once they have that name; the last `keep` and the best one stay.
 
     A folder holds accelerate's state, `config.yaml` (the configuration it was made with) and `trainer.json`.
-    Every method is for the main process alone; paths and `newest_first` are for all.
+    `save` and `resume` are for every process of a run; what they change on disk, the main process changes.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, accelerator: Accelerator, settings: Config | dict) -> None:
+        self.folder, self.keep, self.accelerator, self.settings = folder, keep, accelerator, settings
 
     def path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
@@ -38,15 +45,35 @@ class Checkpoints:
     def newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step_*"), reverse=True)
 
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Everything of `step`: accelerate's state and, in trainer.json, `state`. Raises TrainingError, e.g. with a
+        full disk; older checkpoints are whole then."""
+        main = self.accelerator.is_main_process
+        try:
+            if main:
+                self.begin(step)
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(self.temporary(step)))
+            self.accelerator.wait_for_everyone()
+            if main:
+                self.commit(step, state)
+        except Exception as error:  # a full disk has a name of its own in torch, safetensors and the system
+            full = shutil.disk_usage(self.folder.parent).free < 2**24
+            self.discard()
+            raise TrainingError(
+                f"cannot save {self.path(step)} ({'the disk is full' if full else one_line(error)}); the checkpoints "
+                "before it are whole: make room and resume with the same command"
+            ) from error
+
     def begin(self, step: int) -> None:
         """An empty temporary folder; what a killed process left of one goes."""
         self.discard()
         self.temporary(step).mkdir(parents=True)
 
-    def commit(self, step: int, state: dict, config: Config | dict) -> None:
+    def commit(self, step: int, state: dict[str, Any]) -> None:
         """Adds the trainer's own state and gives the folder its name."""
         temporary, path = self.temporary(step), self.path(step)
-        save_config(config, temporary / "config.yaml")
+        save_config(self.settings, temporary / "config.yaml")
         (temporary / "trainer.json").write_text(json.dumps(state))
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
@@ -61,24 +88,99 @@ class Checkpoints:
             if best is None or path != self.path(best):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def set_aside(self, step: int) -> list[Path]:
+    def resume(self, wanted: str, global_batch: int) -> tuple[Path, dict[str, Any]] | None:
+        """Loads accelerate's state from `wanted` (a folder), or for "auto" from the newest checkpoint that can be
+        read; returns the folder and the trainer's own state. None: from the start. Raises TrainingError."""
+        folders = {"auto": self.newest_first(), "never": []}.get(wanted, [Path(wanted)])
+        if not all(folder.is_dir() for folder in folders):
+            raise TrainingError(f"train.resume = {wanted}: no such checkpoint folder")
+        reasons = []
+        for folder in folders:
+            try:
+                return folder, self._load(folder, global_batch)
+            except UserError:
+                raise
+            except Exception as error:  # a damaged file fails in as many ways as there are formats
+                damaged = ", ".join(damaged_files(folder))
+                reasons.append(f"{folder.name}: {f'{damaged} is damaged' if damaged else one_line(error)}")
+                self._say(f"cannot resume {folder.parent / reasons[-1]}; trying the checkpoint before it")
+        if folders:
+            raise TrainingError(
+                f"no checkpoint in {folders[0].parent} can be resumed ({'; '.join(reasons)}); "
+                "train.resume=never starts over"
+            )
+        return None
+
+    def _load(self, folder: Path, global_batch: int) -> dict[str, Any]:
+        state, settings = trainer_state(folder)
+        changed = compare_runs(folder, state, settings, self.settings, global_batch)
+        if not all(map(_is_whole, folder.glob("random_states_*"))):
+            raise ValueError("accelerate would start from other random states without a word")
+        self.accelerator.load_state(str(folder))
+        self._say(f"resumed from {folder}" + (f"; changed since: {', '.join(changed)}" if changed else ""))
+        return state
+
+    def set_aside(self, step: int) -> None:
         """Checkpoints beyond the step a run starts from, damaged or of a run begun anew, get another name (aside_...):
-        neither may the next resume find them nor the rotation count them. Returns those names."""
-        renamed = []
+        neither may the next resume find them nor the rotation count them."""
         for path in self.newest_first():
             if path.name > self.path(step).name:
                 aside = path.with_name(f"aside_{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(path, aside)
-                renamed.append(aside)
-        return renamed
+                self._say(f"{path.name} is damaged or of an earlier start; it is {aside.name} now")
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            print(text)
 
 
-def read_state(folder: Path) -> tuple[dict, dict[str, Any] | None]:
-    """The trainer's state and the flat configuration of a checkpoint; the latter is None in those of older code."""
-    state = json.loads((folder / "trainer.json").read_text())
-    path = folder / "config.yaml"
-    return state, flat(OmegaConf.to_container(OmegaConf.load(path))) if path.exists() else None
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keeps the folder for this process. Raises TrainingError with the other's process id while another trains
+    there; a killed process's lock is none."""
+    lock, pid = FileLock(folder / ".lock"), folder / ".pid"
+    try:
+        lock.acquire(timeout=0)
+        pid.write_text(str(os.getpid()))
+    except Timeout:
+        other = pid.read_text() if pid.is_file() else "unknown"
+        raise TrainingError(
+            f"{folder}: another training (process {other}) writes there; stop it, or choose another train.output_dir"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another train.output_dir") from error
+    try:
+        yield
+    finally:
+        pid.unlink(missing_ok=True)
+        lock.release()
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Names of the checkpoint's files that are not what their suffix says: torch's are zip files with checksums."""
+    return [path.name for path in sorted(folder.iterdir()) if not _is_whole(path)]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        if path.suffix in (".bin", ".pkl", ".pt"):
+            with zipfile.ZipFile(path) as archive:
+                return archive.testzip() is None
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                return True
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        return True
+    except (zipfile.BadZipFile, SafetensorError, ValueError, EOFError, OSError):
+        return False
+
+
+def trainer_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The trainer's state and the flat configuration of a checkpoint; the latter is empty in those of older code."""
+    state, path = json.loads((folder / "trainer.json").read_text()), folder / "config.yaml"
+    return state, flat(OmegaConf.to_container(OmegaConf.load(path))) if path.exists() else {}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -104,13 +206,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], li
     return refused, allowed
 
 
-def compare_runs(folder: Path, state: dict, old: dict[str, Any] | None, new: Any, global_batch: int) -> list[str]:
+def compare_runs(folder: Path, state: dict, old: dict[str, Any], new: Any, global_batch: int) -> list[str]:
     """What changed since the checkpoint was made, as "key old -> new".
 
-    `state` and `old` are of `read_state`, `new` is the configuration now. Raises TrainingError where the change makes
-    it another run.
+    `state` and `old` are of `trainer_state`, `new` is the configuration now. Raises TrainingError where the
+    change makes it another run.
     """
-    refused, allowed = differences(old or {}, flat(OmegaConf.to_container(OmegaConf.structured(new))))
+    refused, allowed = differences(old, flat(OmegaConf.to_container(OmegaConf.structured(new))))
     if refused:
         raise TrainingError(
             f"{folder} is of another configuration: {', '.join(refused)}; set these back, choose another "

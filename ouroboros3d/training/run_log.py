@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from ouroboros3d.config.schema import TrainConfig
-from ouroboros3d.errors import TrainingError
+from ouroboros3d.errors import TrainingError, one_line
 from ouroboros3d.files import OutputError, atomic_path, check_writable_dir
 from ouroboros3d.timing import Stopwatch
 from ouroboros3d.visualize import save_image, save_video
@@ -36,6 +37,7 @@ class RunLog:
         self._losses = Means()
         self._timed_steps = 0
         self._step, self._seconds = 0, 0.0  # of the last log
+        self._run_id = uuid.uuid4().hex[:8]  # wandb's: a resumed run goes on under it
 
     @property
     def file(self) -> Path:
@@ -49,14 +51,18 @@ class RunLog:
             with atomic_path(self.file) as path:
                 path.write_text("".join(line for line in lines if _is_before(line, step)))
         if self.config.tracker != "none":
-            self._start_tracker()
+            self._start_tracker(step)
 
-    def _start_tracker(self) -> None:
+    def _start_tracker(self, step: int) -> None:
         name = self.config.tracker
+        settings = {
+            "wandb": {"dir": str(self.folder), "id": self._run_id, "resume": "allow"},
+            "tensorboard": {"purge_step": step + 1},  # what an earlier start logged beyond this one's step
+        }
         try:
-            self.accelerator.init_trackers("ouroboros3d", init_kwargs={"wandb": {"dir": str(self.folder)}})
+            self.accelerator.init_trackers("ouroboros3d", init_kwargs=settings)
         except Exception as error:  # wandb without a key or a connection: its own kinds
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = one_line(error)
             way_out = "set WANDB_MODE=offline to log to files, or " if name == "wandb" else ""
             raise TrainingError(f"train.tracker = {name}: {reason} Or {way_out}set train.tracker=none") from error
         if not self.accelerator.log_with:  # one that is not installed is left out without a word, in every process
@@ -101,7 +107,7 @@ class RunLog:
             path = folder / f"{step:07d}_{name}"
             if isinstance(picture, list):
                 save_video(f"{path}.mp4", picture, FPS)
-                shown = np.stack(picture[:: -(-len(picture) // TRACKED)])
+                shown = np.stack([picture[i] for i in np.linspace(0, len(picture), TRACKED, False, dtype=int)])
             else:
                 save_image(f"{path}.png", picture)
                 shown = np.asarray(picture)[None]
@@ -120,10 +126,11 @@ class RunLog:
             raise OutputError(f"cannot write {self.file}: {error.strerror}; resume with the same command") from error
 
     def state(self) -> dict[str, Any]:
-        return {"sums": self._losses.sums, "counts": self._losses.counts}
+        return {"sums": self._losses.sums, "counts": self._losses.counts, "run_id": self._run_id}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._losses.sums, self._losses.counts = state["sums"], state["counts"]
+        self._run_id = state.get("run_id", self._run_id)  # checkpoints of older code have none
 
 
 class Means:

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import math
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -27,10 +26,10 @@ from tqdm.auto import tqdm
 
 from ouroboros3d.config.loading import parse_duration, save_config
 from ouroboros3d.config.schema import Config, TrainConfig
-from ouroboros3d.errors import ConfigError, TrainingError, UserError
+from ouroboros3d.errors import ConfigError, TrainingError
 from ouroboros3d.files import atomic_path, check_writable_dir, staged
 from ouroboros3d.timing import Stopwatch
-from ouroboros3d.training.checkpoints import Checkpoints, compare_runs, read_state
+from ouroboros3d.training.checkpoints import Checkpoints, run_lock
 from ouroboros3d.training.distributed import set_up_plugins
 from ouroboros3d.training.optimization import SpikeWatch, learning_rate_factor, make_optimizer
 from ouroboros3d.training.run_log import Means, RunLog
@@ -59,6 +58,7 @@ class TrainingObjective(Protocol):
 class Trainer:
     """Trains `objective` on `dataset` as `config` says; `validate()` returns metrics and pictures by name (see
     RunLog.validation), `export(folder)` writes the weights for use. Both see the EMA weights where there are any.
+    `stopped_by` is the signal that ended `run`, if one did.
 
     `settings`, the whole configuration, is kept in the checkpoints to compare with at a resume; `workers` processes
     load data. Raises ConfigError or TrainingError where this cannot be trained.
@@ -114,15 +114,20 @@ class Trainer:
             self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
             self.ema.to(dtype=torch.float32)  # DeepSpeed's weights are half precision, too coarse to average
             self.accelerator.register_for_checkpointing(self.ema)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep, self.accelerator, self.settings)
         self.best: dict[str, Any] | None = None  # {"step", "metric", "value"} of the best validation
         self.log = RunLog(self.accelerator, self.folder, config, self.clock)
         self._watch, self._skipped = SpikeWatch(config.spike_factor, config.spike_steps), 0
         self._saved_step: int | None = None
         self._stop_reason = ""
+        self.stopped_by: signal.Signals | None = None
 
     def run(self) -> int:
         """Trains to `config.steps`, the time budget or a signal, saves, exports; returns the step reached."""
+        with run_lock(self.folder) if self.accelerator.is_main_process else contextlib.nullcontext():
+            return self._run()
+
+    def _run(self) -> int:
         config, main = self.config, self.accelerator.is_main_process
         self.resume()
         if main:
@@ -319,66 +324,27 @@ class Trainer:
         }
 
     def save(self, rotate: bool = True) -> None:
-        """A checkpoint of this step, unless it has one; older ones go. Raises TrainingError, e.g. with a full disk."""
+        """A checkpoint of this step, unless it has one; older ones go. Raises TrainingError."""
         # Not by looking for the folder: another process may look before this one has renamed it.
         if self._saved_step == self.step:
             return
-        main = self.accelerator.is_main_process
         self.accelerator.step = 0  # micro-batches since the start of this process, which say nothing
-        try:
-            if main:
-                self.checkpoints.begin(self.step)
-            self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(self.checkpoints.temporary(self.step)))
-            self.accelerator.wait_for_everyone()
-            if main:
-                self.checkpoints.commit(self.step, self._state(), self.settings)
-        except Exception as error:  # a full disk has a name of its own in torch, safetensors and the system
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            if shutil.disk_usage(self.folder).free < 2**24:
-                reason = "the disk is full"
-            self.checkpoints.discard()
-            raise TrainingError(
-                f"cannot save {self.checkpoints.path(self.step)} ({reason}); the checkpoints before it are whole: "
-                "make room and resume with the same command"
-            ) from error
+        self.checkpoints.save(self.step, self._state())
         self._saved_step = self.step
-        if main and rotate:
+        if self.accelerator.is_main_process and rotate:
             self.checkpoints.rotate(self.best and self.best["step"])
 
     def resume(self) -> None:
-        """From `config.resume`; with "auto" from the newest checkpoint that can be read. Raises TrainingError."""
-        folders = []
-        if self.config.resume == "auto":
-            folders = self.checkpoints.newest_first()
-        elif self.config.resume != "never":
-            folders = [Path(self.config.resume)]
-            if not folders[0].is_dir():
-                raise TrainingError(f"train.resume = {self.config.resume}: no such checkpoint folder")
-        if folders and not any(self._load(folder) for folder in folders):
-            raise TrainingError(
-                f"none of the checkpoints in {folders[0].parent} fits this run; train.resume=never starts over"
-            )
+        """From `config.resume`. Raises TrainingError."""
+        if found := self.checkpoints.resume(self.config.resume, self.global_batch):
+            self._restore(*found)
         if self._agree({"step": self.step})["step"] != self.step:
             raise TrainingError(f"the processes see different checkpoints: {self.folder} must be on a shared disk")
         if self.accelerator.is_main_process:
-            aside = self.checkpoints.set_aside(self.step)
-            if aside:
-                print(f"{', '.join(path.name for path in aside)}: damaged or of an earlier start, and in nobody's way")
+            self.checkpoints.set_aside(self.step)
 
-    def _load(self, folder: Path) -> bool:
-        """The state in `folder`; False, and a line that says why, if it cannot be read."""
-        say = print if self.accelerator.is_main_process else lambda *_: None
-        try:
-            state, settings = read_state(folder)
-            changed = compare_runs(folder, state, settings, self.settings, self.global_batch)
-            self.accelerator.load_state(str(folder))
-        except UserError:
-            raise
-        except Exception as error:  # a damaged file fails in as many ways as there are formats
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            say(f"{folder} cannot be resumed ({reason}); trying the checkpoint before it")
-            return False
+    def _restore(self, folder: Path, state: dict[str, Any]) -> None:
+        """The trainer's own state, after accelerate's."""
         self.step = self._saved_step = state["step"]
         self.seconds = state["seconds"]
         if folder.parent.resolve() == self.checkpoints.folder.resolve():  # another run's best is not this one's
@@ -388,8 +354,6 @@ class Trainer:
             self._watch.restore(state["watch"])
         self.accelerator.step = 0  # counts micro-batches, of which a step may have another number now
         self._set_hyperparameters()
-        say(f"resumed from {folder}" + (f"; changed since: {', '.join(changed)}" if changed else ""))
-        return True
 
     def _set_hyperparameters(self) -> None:
         """The configuration's, where loading has brought those that the checkpoint was made with."""
@@ -405,7 +369,8 @@ class Trainer:
         """SIGTERM and SIGINT end the run after the current step, with everything saved."""
 
         def stop(number: int, _frame: Any) -> None:
-            self._stop_reason = signal.Signals(number).name
+            self.stopped_by = signal.Signals(number)
+            self._stop_reason = self.stopped_by.name
 
         previous = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
