@@ -225,7 +225,9 @@ def test_bad_input_is_one_line_and_status_2(setting, capsys, overrides, words):
 def test_a_stopped_run_says_so_to_a_script(setting, monkeypatch, number, status):
     from ouroboros3d.cli import train as script
 
-    monkeypatch.setattr("ouroboros3d.training.trainer.Trainer.run", lambda trainer: setattr(trainer, "stopped_by", number))
+    monkeypatch.setattr(
+        "ouroboros3d.training.trainer.Trainer.run", lambda trainer: setattr(trainer, "stopped_by", number)
+    )
     arguments = ["--config", str(setting / "tiny.yaml"), "--device", "cpu", f"train.output_dir={setting / 'stopped'}"]
     assert call(script.main, arguments) == status
 
