@@ -94,3 +94,14 @@ def test_an_old_python_is_refused_in_one_line():
     assert (
         done.returncode == 1 and done.stderr.startswith("error: Python 3.10 or newer") and done.stderr.count("\n") == 1
     )
+
+
+def test_an_installed_package_has_every_folder_and_the_configurations():
+    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {p.parent.relative_to(ROOT).as_posix().replace("/", ".") for p in (ROOT / "ouroboros3d").rglob("*.py")}
+    assert folders | {"ouroboros3d.configs", "ouroboros3d.checkpoints"} == set(settings["packages"])
+    assert all((ROOT / folder).is_dir() for folder in settings["package-dir"].values())
+    kept = {pattern.removeprefix("**/") for pattern in [*settings["package-data"]["*"], "*.py"]}
+    files = [p for p in (ROOT / "ouroboros3d").rglob("*.*") if p.is_file() and "__pycache__" not in p.parts]
+    assert not [p for p in files if f"*{p.suffix}" not in kept]  # what no pattern takes along
