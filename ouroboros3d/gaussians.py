@@ -5,7 +5,10 @@ Shapes: B batch, N Gaussians.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import torch
 from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
 
+from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path
 
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
@@ -23,6 +27,14 @@ PLY_PROPERTIES = (
     *("scale_0", "scale_1", "scale_2"),
     *("rot_0", "rot_1", "rot_2", "rot_3"),
 )
+MAX_GAUSSIANS = 1 << 22  # that a .ply may hold: 0.5 GB in memory
+# The comment by which `load_ply` finds back to the canonical frame from a file that was turned for viewers.
+TURN_COMMENT = "ouroboros3d: turned {turn!r} degrees about x from the canonical frame; elevation {elevation!r}"
+_TURN = re.compile(r"ouroboros3d: turned (\S+) degrees about x from the canonical frame; elevation (\S+)")
+
+
+class PlyError(UserError, ValueError):
+    """A .ply that does not hold Gaussians. The message is one line: the file, what is wrong, what would be right."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,17 @@ class Gaussians:
         half = rotation * self.scales[..., None, :]
         return half @ half.transpose(-1, -2)
 
+    def turned(self, degrees: float) -> Gaussians:
+        """The scene turned about the x axis, y towards z. Only right for unit quaternions, see `covariances`."""
+        angle = math.radians(degrees)
+        cos, sin, half_cos, half_sin = math.cos(angle), math.sin(angle), math.cos(angle / 2), math.sin(angle / 2)
+        x, y, z = self.means.unbind(-1)
+        means = torch.stack([x, cos * y - sin * z, sin * y + cos * z], dim=-1)
+        w, i, j, k = self.quats.unbind(-1)
+        quats = [half_cos * w - half_sin * i, half_cos * i + half_sin * w]
+        quats += [half_cos * j - half_sin * k, half_cos * k + half_sin * j]
+        return replace(self, means=means, quats=torch.stack(quats, dim=-1))
+
     def scenes(self, index: slice | list[int] | Tensor) -> Gaussians:
         """The chosen scenes of the batch."""
         return Gaussians(
@@ -84,7 +107,13 @@ class Gaussians:
         )
 
 
-def save_ply(path: str | Path, gaussians: Gaussians, compatible: bool = True, min_opacity: float = 0.005) -> None:
+def save_ply(
+    path: str | Path,
+    gaussians: Gaussians,
+    compatible: bool = True,
+    min_opacity: float = 0.005,
+    comments: Sequence[str] = (),
+) -> None:
     """Writes one scene (B = 1) as a 3DGS .ply, atomically; Gaussians fainter than `min_opacity` are dropped.
 
     `compatible` stores what viewers expect, the values before activation: logit opacity, log scale and
@@ -104,19 +133,49 @@ def save_ply(path: str | Path, gaussians: Gaussians, compatible: bool = True, mi
     vertices = np.empty(len(rows), dtype=[(name, "<f4") for name in PLY_PROPERTIES])
     for i, name in enumerate(PLY_PROPERTIES):
         vertices[name] = rows[:, i]
+    ply = PlyData([PlyElement.describe(vertices, "vertex")], text=False, byte_order="<", comments=list(comments))
     with atomic_path(path) as temporary:
-        PlyData([PlyElement.describe(vertices, "vertex")], text=False, byte_order="<").write(str(temporary))
+        ply.write(str(temporary))
 
 
 def load_ply(path: str | Path, compatible: bool = True) -> Gaussians:
-    """Reads what `save_ply` wrote (B = 1). Raises ValueError naming the file if it is not such a .ply."""
+    """Reads a 3DGS .ply (B = 1), what `save_ply` wrote or another tool; higher harmonics are left out.
+
+    A file that was turned for viewers comes back to the canonical frame. Raises PlyError.
+    """
+    turn, _ = ply_frame(path)
     try:
         vertex = PlyData.read(str(path))["vertex"]
         columns = [np.asarray(vertex[name], dtype=np.float32) for name in PLY_PROPERTIES]
     except (PlyParseError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a 3D Gaussian .ply with {', '.join(PLY_PROPERTIES)}: {error}") from error
+        raise PlyError(f"{path} is not a 3D Gaussian .ply with {', '.join(PLY_PROPERTIES)}: {error}") from error
     rows = torch.from_numpy(np.stack(columns, axis=-1))
+    if broken := int((~rows.isfinite()).any(dim=-1).sum()):
+        raise PlyError(f"{path}: {broken} of its {len(rows)} Gaussians hold NaN or infinity; write the file again")
     means, rgb, opacity, scales, quats = rows.split([3, 3, 1, 3, 4], dim=-1)
     if compatible:
         opacity, scales, rgb = opacity.sigmoid(), scales.exp(), SH_C0 * rgb + 0.5
-    return Gaussians(means[None], quats[None], scales[None], opacity[None, :, 0], rgb[None])
+    gaussians = Gaussians(means[None], quats[None], scales[None], opacity[None, :, 0], rgb[None])
+    return gaussians.turned(-turn) if turn else gaussians
+
+
+def ply_frame(path: str | Path) -> tuple[float, float]:
+    """(turn, elevation) in degrees that the comment of a .ply names, zeros if it has none: the file is the canonical
+    frame turned about x, and the input camera looked down from this elevation. Raises PlyError."""
+    header = _ply_header(path)
+    count = re.search(r"^element vertex (\d+)", header, re.MULTILINE)
+    if count is not None and int(count[1]) > MAX_GAUSSIANS:
+        raise PlyError(f"{path}: holds {int(count[1]):,} Gaussians; at most {MAX_GAUSSIANS:,} are read")
+    found = _TURN.search(header)
+    try:
+        return (float(found[1]), float(found[2])) if found else (0.0, 0.0)
+    except ValueError as error:
+        raise PlyError(f"{path}: its comment {found[0]!r} is damaged: {error}") from error
+
+
+def _ply_header(path: str | Path, longest: int = 1 << 16) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(longest).partition(b"end_header")[0].decode("ascii", errors="replace").replace("\r", "")
+    except OSError as error:
+        raise PlyError(f"{path}: cannot be read: {error.strerror}") from error

@@ -88,7 +88,9 @@ def test_the_video_decodes_and_the_ply_loads(results):
     assert sum(1 for _ in reader) == 4
     gaussians = load_ply(results / "toy.ply")
     assert gaussians.means.shape == (1, 4 * 8**2, 3) and gaussians.means.abs().max() <= 1
-    assert (results / "toy_steps" / "01.ply").read_bytes() == (results / "toy.ply").read_bytes()
+    last = load_ply(results / "toy_steps" / "01.ply")  # in the canonical frame, which load_ply finds back to
+    torch.testing.assert_close(gaussians.means, last.means, atol=1e-6, rtol=0)
+    torch.testing.assert_close(gaussians.covariances(), last.covariances(), atol=1e-7, rtol=1e-3)
 
 
 def test_the_seed_makes_the_result_also_among_other_pictures(model, results, tmp_path):

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "WRITERS", "FormatError", "check_formats", "save"]
 
-# The file's ending, longest first where one ends another -> module of this package and its function.
+# The file's ending -> module of this package and its function.
 WRITERS: dict[str, str] = {
-    ".ply": "pictures:write_ply",
+    ".ply": "splats:write_ply",
+    ".compressed.ply": "splats:write_compressed_ply",
+    ".splat": "splats:write_splat",
+    ".spz": "splats:write_spz",
     ".mp4": "pictures:write_mp4",
     ".png": "pictures:write_png",
 }

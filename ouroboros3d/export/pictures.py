@@ -1,4 +1,4 @@
-"""The plain writers: the release's .ply, the views as a .png and the turntable as an .mp4."""
+"""Pictures: the views as a .png and the turntable as an .mp4."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ouroboros3d.export.object3d import Object3D
-from ouroboros3d.gaussians import save_ply
 from ouroboros3d.visualize import save_image, save_video, turntable, view_grid
-
-
-def write_ply(object3d: Object3D, path: Path) -> None:
-    """The Gaussians as the release writes them, in the canonical frame."""
-    save_ply(path, object3d.gaussians)
 
 
 def write_png(object3d: Object3D, path: Path, columns: int = 4) -> None:

@@ -1,0 +1,91 @@
+"""Which way is up: from the canonical frame to those of viewers and other tools.
+
+The canonical frame (cameras.py) is y-up for the input camera, so an object photographed from `elevation` degrees
+above leans towards it. Every export first straightens it, by a turn of -elevation about x. What is up in the file
+is then a further turn about x, so that both are one number of degrees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ouroboros3d.errors import UserError
+from ouroboros3d.export.object3d import Object3D
+from ouroboros3d.gaussians import Gaussians
+
+# Up in the file -> degrees about x that bring y there. The front (+z, where the input camera stood) goes to +z,
+# -z, -y and +y.
+UPS = {"y": 0.0, "-y": 180.0, "z": 90.0, "-z": -90.0}
+MIN_OPACITY = 0.005  # fainter Gaussians are left out, as the release does
+
+
+class ExportError(UserError, ValueError):
+    """An object that cannot be written in this format; the message is one line for the user."""
+
+
+def turn_degrees(up: str, elevation: float) -> float:
+    """Degrees about x from the canonical frame to a file in which `up` is up. Raises ExportError."""
+    if up not in UPS:
+        raise ExportError(f"up {up!r}: choose from {', '.join(UPS)}")
+    return UPS[up] - elevation
+
+
+def upright(object3d: Object3D, up: str) -> Gaussians:
+    """What the writers store: the visible Gaussians in the frame in which `up` is up, unit quaternions, float32."""
+    return unit_quaternions(visible(object3d.gaussians)).turned(turn_degrees(up, object3d.elevation))
+
+
+def visible(gaussians: Gaussians, min_opacity: float = MIN_OPACITY) -> Gaussians:
+    """The Gaussians of one scene that can be seen, on the CPU in float32. Raises ExportError for NaN or if none can."""
+    if gaussians.means.shape[0] != 1:
+        raise ValueError(f"an export holds one scene, got a batch of {gaussians.means.shape[0]}")
+    rows = gaussians.detach().to(torch.float32).to("cpu").to_tensor()[0]
+    if not rows.isfinite().all():
+        raise ExportError("the Gaussians hold NaN or infinity; no file can show them")
+    opacities = Gaussians.from_tensor(rows[None]).opacities[0]
+    if not (opacities >= min_opacity).any():
+        raise ExportError(f"the object has no visible Gaussians: none is as opaque as {min_opacity}")
+    return Gaussians.from_tensor(rows[opacities >= min_opacity][None])
+
+
+def unit_quaternions(gaussians: Gaussians, tolerance: float = 1e-4) -> Gaussians:
+    """The same covariances by unit quaternions and scales, which is all that viewers know.
+
+    Quaternions of length 1 are kept. The others, the release's own (quirk 17), do not stand for a rotation: for them
+    axes and scales are those of the covariance, by an eigendecomposition in float64.
+    """
+    lengths = gaussians.quats.norm(dim=-1, keepdim=True)
+    is_unit = (lengths - 1).abs() <= tolerance
+    unit = gaussians.quats / lengths.clamp_min(1e-12)
+    if is_unit.all():
+        return replace(gaussians, quats=unit)
+    variances, axes = torch.linalg.eigh(gaussians.to(torch.float64).covariances())
+    axes = axes * torch.linalg.det(axes)[..., None, None]  # a reflection of all axes has the same covariance
+    scales = variances.clamp_min(1e-16).sqrt().to(gaussians.scales.dtype)
+    quats = rotation_to_quaternion(axes).to(gaussians.quats.dtype)
+    return replace(
+        gaussians,
+        quats=torch.where(is_unit, unit, quats),
+        scales=torch.where(is_unit, gaussians.scales, scales),
+    )
+
+
+def rotation_to_quaternion(rotation: Tensor) -> Tensor:
+    """[..., 3, 3] rotations to [..., 4] unit quaternions (w, x, y, z).
+
+    The entries of 4 q q^T are linear in the rotation; its row with the largest diagonal is q up to a factor.
+    """
+    (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in rotation.unbind(-2))
+    rows = [
+        *(1 + a + e + i, h - f, c - g, d - b),
+        *(h - f, 1 + a - e - i, b + d, c + g),
+        *(c - g, b + d, 1 - a + e - i, f + h),
+        *(d - b, c + g, f + h, 1 - a - e + i),
+    ]
+    outer = torch.stack(rows, dim=-1).unflatten(-1, (4, 4))
+    best = outer.diagonal(dim1=-2, dim2=-1).argmax(dim=-1)
+    row = outer.gather(-2, best[..., None, None].expand(*best.shape, 1, 4))[..., 0, :]
+    return torch.nn.functional.normalize(row, dim=-1)
