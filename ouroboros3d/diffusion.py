@@ -5,6 +5,10 @@ Everything is written in sigma, the standard deviation of the noise on the scale
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
+
 import torch
 from diffusers import EulerDiscreteScheduler
 from torch import Tensor
@@ -42,10 +46,24 @@ def loss_weight(sigma: Tensor) -> Tensor:
     return (1 + sigma**2) / sigma**2
 
 
-def lognormal_sigma(uniform: Tensor, mean: float, std: float) -> Tensor:
+def lognormal_sigma(uniform: Tensor, mean: float | Tensor, std: float | Tensor) -> Tensor:
     """sigma with ln sigma ~ N(mean, std^2), by inverse CDF from uniform draws in [0, 1)."""
     normal = torch.erfinv(2 * (uniform * (1 - 2e-7) + 1e-7) - 1) * 2**0.5
     return torch.exp(mean + std * normal)
+
+
+def mixture_sigma(
+    uniform: Tensor, levels: Sequence[float], shares: Sequence[float], level_std: float, mean: float, std: float
+) -> Tensor:
+    """sigma of a mixture, from one uniform draw in [0, 1) per sample: with probability `shares[i]`, ln sigma ~
+    N(ln levels[i], level_std^2); otherwise ln sigma ~ N(mean, std^2). Without shares it is `lognormal_sigma`."""
+    edges = torch.tensor([0.0, *itertools.accumulate(shares), 1.0], dtype=torch.float64, device=uniform.device)
+    part = torch.bucketize(uniform.double(), edges[1:-1].contiguous(), right=True)
+    low, high = edges[part], edges[part + 1]
+    within = ((uniform - low) / (high - low)).clamp(0, 1).to(uniform.dtype)  # uniform again, inside its part
+    means = torch.tensor([*(math.log(s) for s in levels[: len(shares)]), mean]).to(uniform)
+    stds = torch.tensor([level_std] * len(shares) + [std]).to(uniform)
+    return lognormal_sigma(within, means[part], stds[part])
 
 
 def guidance_ramp(low: float, high: float, views: int, device: torch.device | None = None) -> Tensor:

@@ -97,6 +97,7 @@ class Objective(nn.Module):
         self._parts = unet, lgm, svd  # in a tuple: not submodules by themselves
         self.renderer = renderer
         self.model, self.config = config.model, config.objective
+        self.sampler_sigmas = diffusion.euler_schedule(config.sampler.scheduler, config.sampler.steps).sigmas.tolist()
         self.random_background = config.data.background == "random"
         self._lpips = lpips
         self.clock = Stopwatch()
@@ -194,7 +195,8 @@ class Objective(nn.Module):
             condition_sigma = condition_sigma[:1].expand(size)
         keep_context, keep_latent = diffusion.dropout_masks(draws.dropout, config.dropout)
 
-        sigma = diffusion.lognormal_sigma(draws.sigma, config.sigma_mean, config.sigma_std)[:, None, None, None, None]
+        mixture = config.sigma_levels, config.sigma_level_std, config.sigma_mean, config.sigma_std
+        sigma = diffusion.mixture_sigma(draws.sigma, self.sampler_sigmas, *mixture)[:, None, None, None, None]
         return {
             "clean": clean,
             "sigma": sigma,

@@ -57,6 +57,26 @@ class TestNoiseLevels:
         ends = diffusion.lognormal_sigma(torch.tensor([0.0, 1 - 2**-24]), 1.0, 1.6)
         assert ends.isfinite().all() and (ends > 0).all()
 
+    def test_a_mixture_without_shares_is_the_lognormal(self):
+        uniform = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+        mixture = diffusion.mixture_sigma(uniform, [80.0, 17.5], [], 0.3, 1.0, 1.6)
+        assert torch.equal(mixture, diffusion.lognormal_sigma(uniform, 1.0, 1.6))
+
+    def test_a_mixture_has_its_shares_and_its_widths(self):
+        uniform = (torch.arange(100_000) + 0.5) / 100_000
+        log = diffusion.mixture_sigma(uniform, [80.0, 0.17, 1e-9], [0.3, 0.5], 0.1, -9.0, 1.6).log()
+        for share, mean, std in ((0.3, math.log(80), 0.1), (0.5, math.log(0.17), 0.1), (0.2, -9.0, 1.6)):
+            near = log[(log - mean).abs() < max(5 * std, 1)]
+            near = near[near < -4] if mean < -4 else near[near > -4]
+            assert len(near) / len(log) == pytest.approx(share, abs=1e-3)
+            assert near.mean().item() == pytest.approx(mean, abs=5e-3)
+            assert near.std().item() == pytest.approx(std, rel=1e-2)
+
+    def test_shares_of_one_leave_nothing_to_the_lognormal(self):
+        ends = torch.tensor([0.0, 0.5, 1 - 2**-24])
+        log = diffusion.mixture_sigma(ends, [80.0, 2.5], [0.5, 0.5], 0.1, 50.0, 0.0).log()
+        assert log.isfinite().all() and (log < 6).all()
+
 
 class TestGuidance:
     def test_the_ramp_starts_at_the_input_view(self):

@@ -184,3 +184,75 @@ def test_it_is_a_reconstructor(release, make_cameras, images):
     assert isinstance(gaussians, Gaussians)
     assert gaussians.means.shape == (2, 4 * 8 * 8, 3)
     assert gaussians.means.dtype == torch.float32
+
+
+class TestChoices:
+    """What a configuration can change about the reconstructor; off by default."""
+
+    @staticmethod
+    def like(lgm: LGM, make_config, **changes) -> LGM:
+        """The same weights under another configuration."""
+        other = LGM(make_config({"model": {"lgm": changes}}).model.lgm, lgm.rotation).eval()
+        other.load_state_dict(lgm.state_dict())
+        return other
+
+    def test_a_bounded_noise_level_is_told_below_the_bound_as_the_bound(
+        self, textbook, make_config, make_cameras, images
+    ):
+        bounded = self.like(textbook.lgm, make_config, lowest_noise_level=-0.25)
+        cameras, levels = make_cameras(2), torch.tensor([-1.55, 0.5])
+        clamped = reconstruct(textbook.lgm, images, cameras, torch.tensor([-0.25, 0.5]))
+        assert torch.equal(reconstruct(bounded, images, cameras, levels), clamped)
+        assert not torch.equal(reconstruct(textbook.lgm, images, cameras, levels), clamped)
+
+    def test_residual_colours_start_from_the_pixels(self, textbook, make_config, make_cameras, images):
+        lgm = self.like(textbook.lgm, make_config, colours="residual")
+        with torch.no_grad():
+            lgm.conv.weight[11:], lgm.conv.bias[11:] = 0, 0
+        rgb = reconstruct(lgm, images, make_cameras(2))[..., 11:]
+        view, row, column = 1, 5, 3  # of an 8 x 8 grid over 32 x 32 pixels, view 2 of the 8
+        expected = images[1, 2, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].mean((1, 2)) * 0.5 + 0.5
+        torch.testing.assert_close(rgb[1, view * 64 + row * 8 + column], expected)
+
+    def test_residual_colours_stay_in_range_and_move_nothing_else(self, textbook, make_config, make_cameras, images):
+        lgm = self.like(textbook.lgm, make_config, colours="residual")
+        residual, absolute = (reconstruct(m, 2 * images, make_cameras(2)) for m in (lgm, textbook.lgm))
+        assert torch.equal(residual[..., :11], absolute[..., :11])
+        assert residual[..., 11:].min() >= 0 and residual[..., 11:].max() <= 1
+
+    def test_chroma_is_the_pixels_and_brightness_the_networks(self, textbook, make_config, make_cameras, images):
+        lgm = self.like(textbook.lgm, make_config, colours="chroma")
+        grey = images.mean(dim=2, keepdim=True).expand_as(images)
+        rgb = reconstruct(lgm, grey, make_cameras(2))[..., 11:]
+        absolute = reconstruct(textbook.lgm, grey, make_cameras(2))[..., 11:]
+        assert absolute.std(dim=-1).max() > 0.05
+        torch.testing.assert_close(rgb, absolute.mean(dim=-1, keepdim=True).expand_as(rgb), atol=1e-5, rtol=0)
+        coloured = reconstruct(lgm, images, make_cameras(2))[1, 1 * 64 + 5 * 8 + 3, 11:]
+        pixel = images[1, 2, :, 20:24, 12:16].mean((1, 2)) * 0.5 + 0.5
+        torch.testing.assert_close(coloured - coloured.mean(), pixel - pixel.mean(), atol=1e-5, rtol=0)
+
+
+def test_a_grown_grid_starts_from_the_same_features(make_models, make_config, make_cameras, images, load_script):
+    """Each coarse pixel's features four times, then smaller and more transparent Gaussians, coloured by the pixels."""
+    narrow = {"down_channels": [32] * 3, "up_channels": [32] * 2}
+    fine = {"up_channels": [32] * 3, "up_attention": [True, False, False], "colours": "residual"}
+    coarse = make_models(make_config({"model": {"lgm": narrow}}, textbook=True)).lgm
+    lgm = LGM(make_config({"model": {"lgm": narrow | fine}}).model.lgm, "textbook").eval()
+    lgm.load_state_dict(load_script("grow_lgm").grown(coarse.state_dict()))
+    seen = []
+    for network in (coarse, lgm):
+        network.unet.norm_out.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    gaussians = [reconstruct(network, images, make_cameras(2)) for network in (coarse, lgm)]
+    repeated = seen[0].repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(seen[1], repeated, atol=1e-5, rtol=1e-5)
+    assert gaussians[1].shape[1] == 4 * gaussians[0].shape[1]
+    assert gaussians[1][..., 3].mean() < gaussians[0][..., 3].mean()
+    assert gaussians[1][..., 4:7].mean() < gaussians[0][..., 4:7].mean()
+    pixels = images[:, ::2].permute(0, 1, 3, 4, 2).unflatten(2, (16, 2)).unflatten(4, (16, 2)).mean((3, 5))
+    torch.testing.assert_close(gaussians[1][..., 11:], pixels.flatten(1, 3) * 0.5 + 0.5)
+
+
+def test_only_weights_whose_last_level_has_the_first_ones_width_grow(textbook, load_script, tmp_path):
+    save_file(textbook.lgm.state_dict(), tmp_path / "lgm.safetensors")
+    with pytest.raises(CheckpointError, match="has 64 channels; growing wants 32"):
+        load_script("grow_lgm").main([str(tmp_path / "lgm.safetensors"), "--out", str(tmp_path / "out.safetensors")])

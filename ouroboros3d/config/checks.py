@@ -192,6 +192,13 @@ def _check_objective(config: Config) -> None:
         "all of the U-Net is frozen and no loss needs its views: set objective.diffusion=false",
     )
 
+    levels = objective.sigma_levels
+    _require(
+        len(levels) <= config.sampler.steps and sum(levels) <= 1 + 1e-9,
+        "objective.sigma_levels",
+        levels,
+        f"wants shares that add up to at most 1, for at most sampler.steps = {config.sampler.steps} levels",
+    )
     known = config.model.multiview.feedback
     maps = known if objective.feedback is None else objective.feedback
     _require_subset("objective.feedback", maps, known)

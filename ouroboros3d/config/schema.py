@@ -100,6 +100,9 @@ class LGMConfig:
     input_size: int = 256
     positions: Literal["absolute", "ray"] = "absolute"  # ray: offsets from the rays' points nearest the origin
     initial_scale: float = _number(0.0693, gt=0)  # of untrained Gaussians; LGM's is 0.1 softplus(0)
+    # absolute: LGM's. chroma: brightness is the network's, hue and saturation are the input pixel's. residual: what the
+    # network adds to the input pixel.
+    colours: Literal["absolute", "chroma", "residual"] = "absolute"
     num_input_views: int = _number(4, ge=1)
     down_channels: list[int] = _list(64, 128, 256, 512, 1024, 1024)
     down_attention: list[bool] = _list(False, False, False, True, True, True)
@@ -112,6 +115,7 @@ class LGMConfig:
     time_channels: int = 128
     time_embed_dim: int = 512
     noise_level: bool = True  # false: always told c_noise 0, plain LGM (for networks that were not trained jointly)
+    lowest_noise_level: float | None = None  # bound of the c_noise it is told; null (the release): none
 
     @property
     def splat_size(self) -> int:
@@ -235,6 +239,9 @@ class ObjectiveConfig:
     extra_views: int = _number(0, ge=0)  # further random views to compare renderings to; the paper: 4 (8 + 4)
     sigma_mean: float = 1.0  # ln sigma ~ N(mean, std^2)
     sigma_std: float = _number(1.6, ge=0)
+    # Shares of the samples whose sigma lies around the sampler's own first, second, ... level; the rest is as above.
+    sigma_levels: list[float] = _list(ge=0)
+    sigma_level_std: float = _number(0.3, ge=0)  # of ln sigma around such a level
     condition_sigma_mean: float = -3.0
     condition_sigma_std: float = _number(0.5, ge=0)
     dropout: float = _number(0.1, ge=0, le=1 / 3)

@@ -26,6 +26,8 @@ class LGM(nn.Module):
     Gaussians (quirk 17), which leaves nearly the identity, and is what the released weights were trained with.
     `config.positions`: "absolute" is LGM's; "ray" adds the point of each pixel's ray nearest the origin, so that a
     reconstructor without public weights starts from billboards through the object instead of from one point.
+    `config.colours`: "absolute" is LGM's; the others take each Gaussian's hue from its input pixel, so that grey stays
+    grey: "chroma" needs no training, "residual" has a sharper picture and does.
     """
 
     def __init__(self, config: LGMConfig, rotation: str = "release") -> None:
@@ -58,12 +60,24 @@ class LGM(nn.Module):
         views = (views * 0.5 + 0.5 - self._mean) / self._std
         views = F.interpolate(views, (size, size), mode="bilinear", align_corners=False)
         x = torch.cat([views, rays.flatten(0, 1).to(views.dtype)], dim=1).to(self.conv.weight.dtype)
-        c_noise = c_noise if self.config.noise_level else torch.zeros_like(c_noise)
-        c_noise = c_noise.expand(batch).repeat_interleave(self.config.num_input_views)
+        c_noise = self._told(c_noise).expand(batch).repeat_interleave(self.config.num_input_views)
         x = rearrange(self.conv(self.unet(x, c_noise)), "(b v) c h w -> b (v h w) c", b=batch).float()
         if self.config.positions == "ray":
             x = torch.cat([x[..., :3] + self._nearest_points(rays), x[..., 3:]], dim=-1)
-        return self.activate(x)
+        return self.activate(x, None if self.config.colours == "absolute" else self._pixels(images))
+
+    def _told(self, c_noise: Tensor) -> Tensor:
+        """The noise level the network is told. Below what it saw in training it would answer with a colour cast."""
+        if not self.config.noise_level:
+            return torch.zeros_like(c_noise)
+        lowest = self.config.lowest_noise_level
+        return c_noise if lowest is None else c_noise.clamp(min=lowest)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """[B, N, 3] in [0, 1]: the input view's colour at each Gaussian's pixel."""
+        views = images[:, self.select(images.shape[1])].flatten(0, 1).float() * 0.5 + 0.5
+        views = F.interpolate(views, (self.config.splat_size,) * 2, mode="area").clamp(0, 1)
+        return rearrange(views, "(b v) c h w -> b (v h w) c", b=len(images))
 
     def _nearest_points(self, rays: Tensor) -> Tensor:
         """d x (o x d), the point of each Gaussian's ray nearest the origin: [B, 4, 6, s, s] -> [B, N, 3]."""
@@ -73,13 +87,23 @@ class LGM(nn.Module):
         moment, direction = rearrange(maps, "b v (two c) h w -> two b (v h w) c", two=2)
         return torch.linalg.cross(direction, moment)
 
-    def activate(self, x: Tensor) -> Gaussians:
-        """[B, N, 14] raw channels to Gaussians (LGM Sec. 3.3, quirk 18)."""
+    def activate(self, x: Tensor, pixels: Tensor | None = None) -> Gaussians:
+        """[B, N, 14] raw channels to Gaussians (LGM Sec. 3.3, quirk 18); `pixels` [B, N, 3]: the input views'
+        colours, unless `config.colours` is "absolute"."""
         means, opacity, scales, quats, rgb = x.split([3, 1, 3, 4, 3], dim=-1)
         return Gaussians(
             means=means.clamp(-1, 1),
             quats=F.normalize(quats, dim=1 if self.rotation == "release" else -1),
             scales=0.1 * F.softplus(scales),
             opacities=opacity.sigmoid()[..., 0],
-            rgb=0.5 * rgb.tanh() + 0.5,
+            rgb=self._colours(0.5 * rgb.tanh(), pixels),
         )
+
+    def _colours(self, change: Tensor, pixels: Tensor | None) -> Tensor:
+        """[B, N, 3] from the network's answer in (-0.5, 0.5) and the input views' pixels."""
+        if self.config.colours == "absolute":
+            return change + 0.5
+        if self.config.colours == "residual":
+            return (pixels + change).clamp(0, 1)
+        brightness = 0.5 + change.mean(dim=-1, keepdim=True)
+        return (brightness + pixels - pixels.mean(dim=-1, keepdim=True)).clamp(0, 1)
