@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -98,6 +99,20 @@ TEXTBOOK = {
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, for tests marked `slow`; skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as p:
+        # SwiftShader draws WebGL2 without a GPU; the sandbox cannot start as root.
+        started = p.chromium.launch(executable_path=executable, args=["--no-sandbox", "--enable-unsafe-swiftshader"])
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ WRITERS: dict[str, str] = {
     ".spz": "splats:write_spz",
     ".mp4": "pictures:write_mp4",
     ".png": "pictures:write_png",
+    ".html": "player:write_html",
 }
 FORMATS = tuple(ending.removeprefix(".") for ending in WRITERS)  # as --formats names them
 

@@ -1,0 +1,58 @@
+"""Shows a 3D Gaussian .ply in the browser: writes the player, one self-contained HTML file, and opens it.
+
+    ouroboros3d view outputs/armchair.ply
+    python scripts/view.py scene.ply --up y --out scene.html --no_open
+
+Files of this project say in their header which way is up. Others are taken with y down, as by most splat viewers;
+the release's own files want --up y. Colours are those seen head-on: higher harmonics are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import webbrowser
+from pathlib import Path
+
+from ouroboros3d.cli.options import Parser
+
+UPS = ("y", "-y", "z", "-z")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE.ply", help="Gaussians in the format of 3DGS")
+    parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: FILE.html beside the .ply")
+    parser.add_argument("--up", choices=UPS, help="axis of the file that points up (default: its header's, else -y)")
+    parser.add_argument("--no_open", action="store_true", help="write the page and do not open a browser")
+    return parser.parse_args(_joined(arguments))
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`--up -y` as `--up=-y`, since argparse takes -y for an option."""
+    text = "\0".join(arguments).replace("--up\0-", "--up=-")
+    return text.split("\0") if arguments else []
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(arguments)
+    from ouroboros3d.export.object3d import Object3D
+
+    out = options.out or options.file.with_suffix(".html")
+    gaussians, elevation = load_upright(options.file, options.up)
+    count = f"{gaussians.means.shape[1]:,} Gaussians of {options.file.name}. Drag to turn, pinch or scroll to zoom."
+    Object3D(gaussians, elevation).save(out, title=options.file.stem, about=count)
+    print(out)
+    if not options.no_open:
+        webbrowser.open(out.resolve().as_uri())
+
+
+def load_upright(path: Path, up: str | None):
+    """(Gaussians with y up, degrees by which the object leans towards +z). Raises PlyError."""
+    from ouroboros3d.export.frames import UPS as TURNS
+    from ouroboros3d.export.frames import unit_quaternions
+    from ouroboros3d.gaussians import load_ply, ply_frame
+
+    gaussians, (turn, elevation) = load_ply(path), ply_frame(path)
+    if up is None and turn:
+        return gaussians, elevation
+    return unit_quaternions(gaussians).turned(turn - TURNS[up or "-y"]), 0.0
