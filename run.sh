@@ -112,7 +112,7 @@ case "$verb" in
     exec "$python" "$root/train.py" "$@"
     ;;
   app)
-    prepare gradio
+    prepare "gradio>=6.31,<7"
     exec "$python" "$root/scripts/app.py" "$@"
     ;;
   results)

@@ -17,6 +17,8 @@ from ouroboros3d.errors import UserError
 # Sub-command of `ouroboros3d` -> (module here, what it does).
 COMMANDS = {
     "infer": ("inference", "pictures to 3D Gaussians"),
+    "app": ("app", "the web app: a picture in, the loop watched, the object out"),
+    "view": ("view", "show a 3D Gaussian .ply in the browser"),
     "train": ("train", "train on orbits of objects"),
     "evaluate": ("evaluate", "score a model on held-out orbits"),
     "ablate": ("ablate", "train, evaluate and print the paper's ablation tables"),

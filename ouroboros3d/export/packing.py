@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ouroboros3d.export.frames import unit_quaternions, visible
+from ouroboros3d.export.frames import MIN_OPACITY, unit_quaternions, visible
 from ouroboros3d.gaussians import Gaussians
 
 AXIS = 0.53  # above sin(62.8 degrees / 2)
@@ -40,7 +40,9 @@ class Packed:
 
 
 def pack(gaussians: Gaussians) -> Packed:
-    """The visible Gaussians of one scene (B = 1), with unit quaternions. Raises ExportError for NaN."""
+    """The visible Gaussians of one scene (B = 1), which an early step may lack. Raises ExportError for NaN."""
+    if not (gaussians.opacities >= MIN_OPACITY).any():
+        return Packed(np.zeros((0, 4), "<u4"), [0.0] * 3, [LEAST] * 3, [0.0, LEAST])
     g = unit_quaternions(visible(gaussians)).to(torch.float64)
     means, quats, scales, opacities, rgb = (x[0].numpy() for x in (g.means, g.quats, g.scales, g.opacities, g.rgb))
     quats, scales = least_turn(quats, scales)
@@ -97,9 +99,7 @@ def cube_rotations() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _range(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(least, extent) of each column; (0, LEAST) if there are no rows."""
-    if len(values) == 0:
-        return np.zeros(values.shape[1]), np.full(values.shape[1], LEAST)
+    """(least, extent) of each column."""
     return values.min(0), np.maximum(np.ptp(values, axis=0), LEAST)
 
 

@@ -53,9 +53,8 @@ def load_condition_image(
         raise ValueError(f"size must be positive and border in [0, 1), got {size} and {border}")
     name = str(picture) if isinstance(picture, (str, Path)) else "picture"
     picture = open_picture(picture) if isinstance(picture, (str, Path)) else as_picture(picture)
-    masked = picture.getextrema()[3][0] < 255
-    if not masked and remove_bg:
-        picture, masked = _remove_background(picture, name), True
+    picture = cut_out(picture, name) if remove_bg else picture
+    masked = remove_bg or has_mask(picture)
     # Premultiplied, so that the colour hidden under transparent pixels never bleeds into the edges.
     premultiplied = recentre(picture, size, border if masked else 0.0, name)
     rgba = torch.from_numpy(np.array(premultiplied)).permute(2, 0, 1).float() / 255
@@ -101,6 +100,16 @@ def open_picture(path: str | Path) -> Image.Image:
         except Exception as error:
             raise _unreadable(path, error) from error
     return _to_rgba(picture, path)
+
+
+def has_mask(picture: Image.Image) -> bool:
+    """Whether the alpha channel of an RGBA picture says where its object is."""
+    return picture.getextrema()[3][0] < 255
+
+
+def cut_out(picture: Image.Image, name: str = "picture") -> Image.Image:
+    """An RGBA picture whose alpha channel says where its object is: its own, or else rembg's. Raises ImageError."""
+    return picture if has_mask(picture) else _remove_background(picture, name)
 
 
 def as_picture(picture: Image.Image | np.ndarray) -> Image.Image:

@@ -1,0 +1,143 @@
+"""The work behind the page: cut-outs, the loop on one device, files. Knows nothing of Gradio."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ouroboros3d.config.checks import check_config
+from ouroboros3d.config.schema import BACKGROUNDS, Config
+from ouroboros3d.export.object3d import Object3D, Step3D
+from ouroboros3d.inference.photo import cut_out, load_condition_image, open_picture
+from ouroboros3d.pipeline import Ouroboros3DPipeline, step3d
+from ouroboros3d.visualize import to_uint8
+
+PREVIEW = 320  # pixels
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How the object is cut out of its picture and placed."""
+
+    keep_background: bool = False
+    border: float = 0.2  # empty margin, as a share of the picture
+    threshold: int = 12  # of 255: alpha below it is background
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture before any time is spent on it."""
+
+    name: str
+    cut: Image.Image  # RGBA, cut out, at most PREVIEW pixels a side
+    image: Tensor  # [3, H, W] in [-1, 1], what the networks see
+
+    def pictures(self) -> tuple[Image.Image, Image.Image]:
+        """The cut-out on a chequerboard, and what the networks see, with their pixels."""
+        board = chequerboard(self.cut.size)
+        board.paste(self.cut, mask=self.cut)
+        seen = Image.fromarray(to_uint8(self.image * 0.5 + 0.5))
+        return board, seen.resize((PREVIEW, PREVIEW), Image.Resampling.NEAREST)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one run of the loop."""
+
+    seed: int = 0
+    steps: int = 25
+    elevation: float = 0.0  # degrees that the picture's camera looks down
+
+
+class Worker:
+    """One pipeline on one device, for all users: whoever waits for the lock waits for one step of the loop at most."""
+
+    def __init__(self, pipeline: Ouroboros3DPipeline, folder: Path) -> None:
+        self.pipeline, self.folder = pipeline, folder
+        self.lock = threading.Lock()
+
+    def prepare(self, path: str, framing: Framing) -> Prepared:
+        """The picture as the networks will see it. Raises ImageError."""
+        config = self.pipeline.config
+        background = BACKGROUNDS[config.data.background]
+        size = config.model.image_size
+        if framing.keep_background:
+            cut = open_picture(path)
+            framed = load_condition_image(cut.convert("RGB"), size, False, background=background)
+        else:
+            cut = above(_cut_out(path), framing.threshold)
+            framed = load_condition_image(cut, size, False, framing.border, background)
+        cut = cut.copy()
+        cut.thumbnail((PREVIEW, PREVIEW))
+        return Prepared(Path(path).stem, cut, framed.tensor)
+
+    def configure(self, settings: Settings) -> Config:
+        """The pipeline's configuration with these settings. Raises ConfigError."""
+        config = self.pipeline.config
+        config = replace(
+            config,
+            sampler=replace(config.sampler, steps=settings.steps, seed=settings.seed),
+            cameras=replace(config.cameras, elevation=settings.elevation),
+        )
+        check_config(config)
+        return config
+
+    def run(self, picture: Prepared, settings: Settings, cancelled: threading.Event) -> Iterator[Step3D | Object3D]:
+        """Every step of the loop, then the object, unless `cancelled` is set: then the loop ends after its step.
+
+        Raises ConfigError, NumericalError, DeviceError.
+        """
+        config, pipeline = self.configure(settings), self.pipeline
+        cameras = pipeline.cameras([settings.elevation])
+        steps = pipeline.steps(picture.image[None], [settings.seed], cameras, config)
+        history: list[Step3D] = []
+        while len(history) < settings.steps:
+            with self.lock:
+                if cancelled.is_set():
+                    return
+                step = next(steps)
+            history.append(step3d(step, 0))
+            yield history[-1]
+        steps.close()
+        yield pipeline.object3d(step, 0, cameras, picture.image, settings.elevation, tuple(history))
+
+    def save(self, object3d: Object3D, name: str, formats: list[str]) -> Iterator[Path]:
+        """One file per format, in a new folder, as they are ready. Raises OutputError, FormatError."""
+        folder = Path(tempfile.mkdtemp(prefix="files-", dir=self.folder))
+        try:
+            for ending in formats:
+                with self.lock:
+                    path = object3d.save(folder / f"{name}.{ending}")
+                yield path
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+@lru_cache(maxsize=8)
+def _cut_out(path: str) -> Image.Image:
+    """An uploaded picture's object, kept while its framing is corrected; uploads are named by their content."""
+    return cut_out(open_picture(path), path)
+
+
+def above(picture: Image.Image, threshold: int) -> Image.Image:
+    """An RGBA picture whose alpha below `threshold` of 255 is 0."""
+    alpha = picture.getchannel("A").point(lambda value: value if value >= threshold else 0)
+    result = picture.copy()
+    result.putalpha(alpha)
+    return result
+
+
+def chequerboard(size: tuple[int, int], cell: int = 10) -> Image.Image:
+    """Light and dark grey squares, which show through where a picture is transparent."""
+    x, y = np.meshgrid(np.arange(size[0]) // cell, np.arange(size[1]) // cell)
+    return Image.fromarray(np.where((x + y) % 2, 205, 240).astype(np.uint8)).convert("RGB")
