@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all, and an output folder that is checked before the work starts."""
+"""Files that appear whole or not at all, an output folder that is checked before the work starts, and lists."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,6 +51,45 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file, blank ones too: any line ends, a byte order mark is no part of the text.
+
+    Raises OSError and UnicodeError.
+    """
+    data = Path(path).read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return [line.strip() for line in re.split(r"\r\n|\r|\n", data.decode("utf-16" if wide else "utf-8-sig"))]
+
+
+def read_table(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]] | None:
+    """The rows of a csv file by the names of its columns, in small letters; None where the first line does not name
+    all of `columns`. Columns are separated by commas, semicolons or tabs; an empty field is "".
+
+    Raises OSError, UnicodeError and csv.Error.
+    """
+    lines = read_lines(path)
+    if lines and lines[0].lower().startswith("sep="):  # which Excel reads and writes
+        lines = lines[1:]
+    for separator in ",;\t":
+        rows = [row for row in csv.reader(lines, delimiter=separator) if any(row)]
+        names = [name.strip().lower() for name in rows[0]] if rows else []
+        if set(columns) <= set(names):
+            return [dict(zip(names, (*map(str.strip, row), *[""] * len(names)), strict=False)) for row in rows[1:]]
+    return None
+
+
+def read_list(path: str | Path) -> list[str]:
+    """The ids of a list: one per line, or the column `id` of a csv file; "" for a blank line.
+
+    Raises OSError, UnicodeError and csv.Error.
+    """
+    table = read_table(path, ["id"])
+    if table is not None:
+        return [row["id"] for row in table]
+    lines = [line.rstrip(";,").rstrip() for line in read_lines(path)]
+    return lines[: -1 if lines and not lines[-1] else None]
 
 
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:

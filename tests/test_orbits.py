@@ -201,6 +201,22 @@ def test_refuses_bad_settings(shared_root, settings):
         orbit_dataset(shared_root, **settings)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [b"\xef\xbb\xbfa\r\nb c\r\n", b"a;\nb c;\n", b"id;split\na;train\nb c;val\n", "a\nb c\n".encode("utf-16")],
+)
+def test_lists_of_every_program(data, tmp_path):
+    (tmp_path / "list.csv").write_bytes(data)
+    assert read_ids(tmp_path / "list.csv") == ["a", "b c"]
+
+
+def test_an_id_that_no_folder_can_have_is_a_damaged_orbit(tmp_path):
+    for name in ("x" * 300, "a\0b"):
+        (tmp_path / "train.txt").write_text(f"{name}\n")
+        with pytest.raises(DataError, match="too long|null"):
+            OrbitDataset(tmp_path, size=8)[0]
+
+
 def test_lists(tmp_path, caplog):
     with pytest.raises(DataError, match="no such folder"):
         orbit_dataset(tmp_path / "nowhere")

@@ -505,6 +505,60 @@ def test_bad_lists_are_named(name, content, reason, tmp_path):
     assert str(tmp_path / name) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", b"\xef\xbb\xbfid,path,split\r\nx,a b.obj,val\r\ny,c.obj,\r\n"),
+        ("a.csv", b"id;path;split\nx;a b.obj;val\n\ny;c.obj;\n"),
+        ("a.csv", b"sep=\t\nPath\tID\tSplit\n a b.obj\tx\tval\nc.obj\ty\n"),
+        ("a.txt", b"id;path;split\rx;a b.obj;val\ry;c.obj"),
+        ("a.csv", "id;path;split\nx;a b.obj;val\ny;c.obj;\n".encode("utf-16")),
+    ],
+)
+def test_tables_of_every_program(name, data, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    with open_assets(tmp_path / name) as assets:
+        assert [(a.id, a.split, a.source) for a in assets] == [("x", "val", "a b.obj"), ("y", "", "c.obj")]
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbfa.obj\r\n\r\nb c.obj;\r\n", "a.obj\nb c.obj".encode("utf-16")])
+def test_lists_of_every_program(data, tmp_path):
+    (tmp_path / "a.txt").write_bytes(data)
+    with open_assets(tmp_path / "a.txt") as assets:
+        assert [(a.id, a.source) for a in assets] == [("a", "a.obj"), ("b-c", "b c.obj")]
+
+
+def test_ids_and_folders_that_are_too_long_fail_alone(assets, tmp_path, monkeypatch):
+    folder, out = tmp_path / "deep", tmp_path / "out"
+    here = folder
+    for _ in range(8):
+        here = here / ("a-folder-with-a-rather-long-name" + "x" * 8)
+    here.mkdir(parents=True)
+    for place in (folder, here):
+        (place / "box.obj").write_text((assets / "box.obj").read_text())
+    place = os.open(here, os.O_RDONLY)
+    for _ in range(30):  # deeper than a path may be long
+        os.mkdir("y" * 200, dir_fd=place)
+        place = os.open("y" * 200, os.O_RDONLY, dir_fd=place)
+    (folder / os.fsdecode(b"caf\xe9.obj")).write_text("no mesh")  # a name that is no UTF-8
+    assert run(monkeypatch, "--assets", folder, "--out", out, *QUICK) == 0
+    assert (out / "train.txt").read_text() == "box_0\n"
+    failures = (out / "failures.txt").read_text().splitlines()
+    assert len(failures) == 3 and sum("too long" in line for line in failures) == 2
+    assert any(line.startswith("caf-\t") and "no triangles" in line for line in failures)
+    (tmp_path / "long.csv").write_text(f"id,path\n{'é' * 150},box.obj\nbox,{assets / 'box.obj'}\n", encoding="utf-8")
+    assert run(monkeypatch, "--assets", tmp_path / "long.csv", "--out", tmp_path / "out2", *QUICK) == 0
+    assert "302 bytes" in (tmp_path / "out2/failures.txt").read_text()
+
+
+def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch, capsys):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.obj", b"v 0 0 0\n" * 100_000)
+    monkeypatch.setattr("ouroboros3d.datagen.assets.MIN_BOMB", 1000)
+    assert run(monkeypatch, "--assets", tmp_path / "bomb.zip", "--out", tmp_path / "out", *QUICK) == 2
+    assert "bomb.zip: unpacks to" in capsys.readouterr().err
+
+
 def test_a_zip_file_that_climbs_out_is_refused_by_name(tmp_path, monkeypatch, capsys):
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as file:
         file.writestr("box.obj", SQUARE + "f 1 2 3\n")

@@ -37,6 +37,7 @@ Google Scanned Objects come as <name>/meshes/model.obj with their texture in <na
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import zlib
 from functools import partial
@@ -60,7 +61,7 @@ from ouroboros3d.datagen.orbit_renderer import (
 from ouroboros3d.datagen.raycast import Raycaster
 from ouroboros3d.datagen.surface import Surface
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path, write_lines
+from ouroboros3d.files import atomic_path, read_list, write_lines
 
 POINTS = 16384
 DIRECTIONS = 64
@@ -168,8 +169,8 @@ def main(arguments: list[str]) -> None:
     settings = make_settings(parser, args, orbits=1)
     with open_assets(args.assets, split="test") as assets:
         try:
-            ids = args.list.read_text(encoding="utf-8").split() if args.list else None
-        except (OSError, UnicodeDecodeError) as error:
+            ids = [name for name in read_list(args.list) if name] if args.list else None
+        except (OSError, ValueError, csv.Error) as error:
             raise UserError(f"{args.list}: cannot be read ({error})") from error
         chosen = choose([a for a in assets if a.split == "test"], args.objects, ids)[: args.limit]
         if not chosen:

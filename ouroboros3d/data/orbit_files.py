@@ -5,6 +5,8 @@ A file is anything with `read_bytes()` and a name to print: a pathlib.Path, or a
 
 from __future__ import annotations
 
+import csv
+import errno
 import io
 import json
 import logging
@@ -21,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ouroboros3d.errors import UserError
+from ouroboros3d.files import read_list
 
 RENDER_AGAIN = "render this orbit again or take its id out of the list"
 RIGID = 1e-3  # by how much R^T R may differ from 1: float32 matrices that were multiplied a few times still pass
@@ -83,16 +86,16 @@ class Ids(Sequence[str]):
 
 
 def read_ids(path: Path) -> list[str]:
-    """The ids in a list file, one a line. Blank lines are skipped; an id that stands more than once is read once,
-    with a warning. Raises DataError if the file is missing or empty."""
+    """The ids in a list file (see files.read_list). Blank lines are skipped; an id that stands more than once is read
+    once, with a warning. Raises DataError if the file is missing or empty."""
     hint = "check the root and the list's name, or render orbits with scripts/render_orbits.py"
     if not path.parent.is_dir():
         raise DataError(f"{path.parent}: no such folder; {hint}")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_list(path)
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({_reason(error)}); {hint}") from error
-    counts = Counter(filter(None, map(str.strip, lines)))
+    counts = Counter(filter(None, lines))
     if not counts:
         raise DataError(f"{path}: the list is empty; {hint}")
     repeated = [name for name, count in counts.items() if count > 1]
@@ -189,7 +192,11 @@ def _read(file: File, hint: str = RENDER_AGAIN) -> bytes:
         return file.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise DamagedOrbit(f"{file}: cannot be read ({_reason(error)}); {hint}") from error
+    except ValueError as error:  # a name with a zero byte
+        raise DamagedOrbit(f"{file}: cannot be read ({error}); {hint}") from error
     except OSError as error:  # the disk's or the network's, which may be over the next time: no reason to replace it
+        if error.errno == errno.ENAMETOOLONG:
+            raise DamagedOrbit(f"{file}: cannot be read ({_reason(error)}); {hint}") from error
         raise DataError(f"{file}: cannot be read ({_reason(error)}); see whether its disk is well") from error
 
 

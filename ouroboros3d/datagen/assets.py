@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -13,10 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ouroboros3d.errors import UserError
+from ouroboros3d.files import read_lines, read_table
 
 SPLITS = ("train", "val", "test")
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".fbx")
 ZIP_SUFFIXES = (".zip", ".sh3f")
+MAX_RATIO, MIN_BOMB = 100, 1_000_000_000  # of a zip file: meshes shrink to a fifth, textures hardly; bytes
 
 
 class AssetError(Exception):
@@ -86,8 +90,10 @@ def open_assets(path: Path, split: str = "") -> Iterator[list[Asset]]:
                 safe_unzip(path, folder)
                 assets = _in_folder(folder)
             else:
-                assets = _in_csv(path) if path.suffix.lower() == ".csv" else _in_list(path)
-        except (OSError, UnicodeDecodeError, csv.Error, zipfile.BadZipFile, RuntimeError) as error:
+                assets = _in_list(path)
+        except (OSError, UnicodeError, csv.Error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            if isinstance(error, UserError):
+                raise
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(f"{path}: cannot be read ({reason}); give a folder, zip, list or csv file") from error
         yield _checked(path, [replace(asset, split=asset.split or split) for asset in assets])
@@ -112,32 +118,38 @@ def hold_out(assets: list[Asset], share: float) -> list[Asset]:
 
 
 def _in_folder(folder: Path) -> list[Asset]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in MESH_SUFFIXES and p.is_file())
-    names = [p.relative_to(folder) for p in files]
-    hidden = [any(part.startswith((".", "__MACOSX")) for part in name.parts) for name in names]
-    return [
-        Asset(_asset_id(name), "", path, source=name.as_posix())
-        for path, name, skip in zip(files, names, hidden, strict=True)
-        if not skip
-    ]
-
-
-def _in_csv(path: Path) -> list[Asset]:
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if not {"id", "path"} <= set(reader.fieldnames or ()):
-        raise UserError(f"{path}: needs the columns id and path, and may have split")
-    if any(row["path"] is None for row in rows):
-        raise UserError(f"{path}: a row is shorter than the header")
-    return [
-        Asset(r["id"], r.get("split") or "", path.parent / r["path"], source=_source(Path(r["path"]))) for r in rows
-    ]
+    """Meshes below a folder; one that cannot be opened becomes an asset, so that it is among the failures."""
+    found, waiting = [], [folder]
+    while waiting:
+        path = waiting.pop()
+        try:
+            entries = list(os.scandir(path))
+        except OSError:
+            if path == folder:
+                raise
+            found.append(path)
+            continue
+        for entry in entries:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(path / entry.name)
+            elif Path(entry.name).suffix.lower() in MESH_SUFFIXES and os.path.isfile(entry.path):
+                found.append(path / entry.name)
+    names = [path.relative_to(folder) for path in sorted(found)]
+    return [Asset(_asset_id(name), "", folder / name, source=name.as_posix()) for name in names]
 
 
 def _in_list(path: Path) -> list[Asset]:
-    lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    names = [Path(line) for line in lines if line]
+    rows = read_table(path, ["id", "path"])
+    if rows is not None:
+        return [
+            Asset(r["id"], r.get("split", ""), path.parent / r["path"], source=_source(Path(r["path"]))) for r in rows
+        ]
+    if path.suffix.lower() == ".csv":
+        raise UserError(f"{path}: needs the columns id and path, and may have split; separated by , or ;")
+    lines = [line.partition("#")[0].strip().rstrip(";").rstrip() for line in read_lines(path)]
+    names = [Path(line.strip('"')) for line in lines if line]
     parts = [Path(*name.parts[-3:]) if _is_scanned(name) else Path(name.name) for name in names]
     return [
         Asset(_asset_id(part), "", path.parent / name, source=_source(name))
@@ -175,15 +187,27 @@ def _checked(path: Path, assets: list[Asset]) -> list[Asset]:
 
 
 def safe_unzip(archive: Path, target: Path) -> None:
-    """Unzip into `target`. Raises OSError, naming the member, before writing anything if one would land outside."""
+    """Unzip into `target`. Raises OSError before writing anything if a member would land outside, or if the archive
+    unpacks to more than MAX_RATIO times its size (and MIN_BOMB) or than the disk holds."""
     root = target.resolve()
     with zipfile.ZipFile(archive) as file:
-        for member in file.infolist():
+        members = file.infolist()
+        for member in members:
             path = (root / member.filename.lstrip("/")).resolve()
             if not path.is_relative_to(root) or "\\" in member.filename:
                 raise OSError(f"{archive.name}: member '{member.filename}' leads out of the folder")
-        for member in file.infolist():
+        size, free = sum(member.file_size for member in members), shutil.disk_usage(_existing(root)).free
+        if size > max(MIN_BOMB, MAX_RATIO * archive.stat().st_size):
+            raise OSError(f"{archive.name}: unpacks to {size:,} bytes, more than {MAX_RATIO} times its size")
+        if size > 0.9 * free:
+            raise OSError(f"{archive.name}: unpacks to {size / 1e9:.0f} GB, the disk has {free / 1e9:.0f}")
+        for member in members:
             path = root / member.filename.lstrip("/")
             if not member.is_dir():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(file.read(member))
+                with file.open(member) as source, open(path, "wb") as copy:
+                    shutil.copyfileobj(source, copy, 1 << 20)
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.is_dir())

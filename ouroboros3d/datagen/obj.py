@@ -15,6 +15,10 @@ from .polygons import triangulate
 from .surface import Material, Part, Texture, check_count, to_linear
 
 FREE_FORM = {b"curv", b"curv2", b"surf", b"cstype", b"deg", b"parm"}
+_LAYOUTS = [  # of faces: numbers per corner, and what the line looks like
+    (numbers, re.compile(rb"\s*%b(?:\s+%b)*\s*" % (corner, corner)))
+    for numbers, corner in ((3, rb"\d+/\d+/\d+"), (2, rb"\d+/\d+"), (3, rb"\d+//\d+"), (1, rb"\d+"))
+]
 _OPTION = re.compile(r"-(\w+)\s+")
 _NUMBERS = re.compile(r"(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s+){1,3}")
 
@@ -95,14 +99,10 @@ def _sort_lines(data: bytes, findings: Findings) -> _Lines:
 
 def _layout(text: bytes, *counts: int) -> tuple[int, int, bytes]:
     """Corners of a face, numbers per corner (1: v, 2: v vt, 3: v vt vn), and the numbers; 0 stands for none."""
-    corners, slashes, doubles = len(text.split()), text.count(b"/"), text.count(b"//")
-    if b"-" not in text:
-        if slashes == doubles == 0:
-            return corners, 1, text
-        if slashes == corners and not doubles:
-            return corners, 2, text.replace(b"/", b" ")
-        if slashes == 2 * corners and doubles in (0, corners):
-            return corners, 3, text.replace(b"//", b"/0/").replace(b"/", b" ")
+    corners = len(text.split())
+    for layout, pattern in _LAYOUTS:
+        if pattern.fullmatch(text):
+            return corners, layout, text.replace(b"//", b"/0/").replace(b"/", b" ")
     numbers = []
     for corner in text.split():  # counted from the end, or each corner in its own way
         given = [int(n) if n else 0 for n in [*corner.split(b"/"), b"", b""][:3]]

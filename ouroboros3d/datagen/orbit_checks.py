@@ -6,6 +6,7 @@ worth learning from; it is named and stays good. Both are texts "kind: what exac
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections import Counter, defaultdict
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ouroboros3d import files
 from ouroboros3d.data.orbit_files import RIGID, DataError, read_depth, read_meta, some
 
 MISSING = "missing: there is no such folder"
@@ -57,8 +59,12 @@ def check_orbit(root: Path, orbit_id: str, frames: int = 16) -> OrbitReport:
     """Everything one orbit of `frames` views can be checked for by itself. Never raises."""
     report, folder = OrbitReport(orbit_id), root / orbit_id
     meta_file = folder / "meta.json"
-    if not folder.is_dir():
-        report.problems.append(MISSING)
+    try:
+        if not folder.is_dir():
+            report.problems.append(MISSING)
+            return report
+    except OSError as error:
+        report.problems.append(f"name: {error.strerror}")
         return report
     try:
         meta = read_meta(meta_file, frames)
@@ -246,8 +252,8 @@ def find_orbits(root: Path) -> list[str]:
 def read_list(path: Path) -> tuple[list[str], list[str]]:
     """The distinct ids of a list file, in its order, and what is wrong with it. Raises DataError."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = files.read_list(path)
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}); check the root and the list's name") from error
     counts = Counter(lines)  # in the order of the file
     problems = [f"blank: {counts.pop('')} blank lines"] if "" in counts else []

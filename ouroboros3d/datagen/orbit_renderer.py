@@ -43,6 +43,7 @@ FRAMES = 16
 ELEVATIONS = (-5.0, 30.0)
 MAX_FACES = 5_000_000  # 3 GB of memory a worker, with light and without textures
 FILL = float(np.tan(np.arcsin(OBJECT_RADIUS / DISTANCE)) / np.tan(np.radians(FOV_DEGREES / 2)))  # 0.832
+MAX_NAME = 255  # bytes, on all usual file systems
 STALE = 3600  # seconds without a new file, after which a hidden folder belongs to a killed run
 
 
@@ -220,7 +221,10 @@ class OpenAsset:
 
 def is_finished(folder: Path) -> bool:
     """Whether an orbit's folder is complete: the meta file comes last."""
-    return (folder / "meta.json").is_file()
+    try:
+        return (folder / "meta.json").is_file()
+    except OSError:  # a name that no folder can have
+        return False
 
 
 def render_asset(
@@ -235,6 +239,11 @@ def render_asset(
     """
     begin, busy, views = time.perf_counter(), time.process_time(), 0
     orbits = plan(asset, settings)
+    longest = max(len(os.fsencode(orbit.name)) for orbit in orbits)
+    if longest > MAX_NAME:
+        return Outcome(
+            asset, f"its id is too long: folders would have names of {longest} bytes, {MAX_NAME} is the most"
+        )
     missing = [orbit for orbit in orbits if not is_finished(settings.out / orbit.name)]
     if not missing:
         meta = _finished_meta(settings.out / orbits[0].name)
@@ -256,9 +265,15 @@ def render_asset(
         return Outcome(asset, f"{asset.source or asset.id}: not enough memory", features=findings.features)
     except Exception as error:  # files can be wrong in more ways than their readers know
         reason = str(error) if isinstance(error, AssetError) else f"{asset.path}: {type(error).__name__}: {error}"
-        return Outcome(asset, " ".join(reason.split()), features=findings.features)
+        return Outcome(asset, _one_line(reason), features=findings.features)
     seconds, processor = time.perf_counter() - begin, time.process_time() - busy
-    return Outcome(asset, None, list(findings.warnings), findings.features, views, seconds, processor)
+    warnings = [_one_line(text) for text in findings.warnings]
+    return Outcome(asset, None, warnings, findings.features, views, seconds, processor)
+
+
+def _one_line(text: str) -> str:
+    """With names that are no Unicode spelt out."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:1000]
 
 
 def _finished_meta(folder: Path) -> dict[str, Any]:

@@ -119,9 +119,10 @@ class Part:
 
     def moved(self, matrix: np.ndarray) -> Part:
         """The part under an affine matrix [4, 4], which may be singular."""
-        turn = matrix[:3, :3]
-        cofactors = np.cross(np.roll(turn, -1, 0), np.roll(turn, -2, 0))  # moves normals, also where no inverse does
-        normals = None if self.normals is None else self.normals @ cofactors.T
+        turn, normals = matrix[:3, :3], None
+        if self.normals is not None:
+            cofactors = np.cross(np.roll(turn, -1, 0), np.roll(turn, -2, 0))  # move normals, also where no inverse does
+            normals = self.normals @ cofactors.T
         return Part(self.vertices @ turn.T + matrix[:3, 3], self.faces, self.material, self.tints, normals)
 
 
