@@ -16,7 +16,7 @@ from ouroboros3d.cameras import Cameras, frame_indices, orbit
 from ouroboros3d.config.schema import BACKGROUNDS, Config, ModelConfig, PretrainedConfig
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.files import locate
-from ouroboros3d.interfaces import Renderer
+from ouroboros3d.interfaces import Reconstructor, Renderer
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, make_image_encoder, make_vae
@@ -38,7 +38,7 @@ class Models:
     """The networks of one model; `svd` is frozen."""
 
     unet: MultiViewUNet
-    lgm: LGM
+    lgm: Reconstructor
     svd: SVDParts
 
     @property
@@ -62,7 +62,7 @@ class Models:
         """Moves and, for inference, casts the networks; training keeps float32 weights under autocast."""
         if dtype is not None:
             self.unet.to(dtype)
-            self.lgm.to(dtype)
+            self.lgm.to_inference_dtype(dtype)
             self.svd.to_inference_dtype(dtype)
         for module in (self.unet, self.lgm, self.svd):
             module.to(device)
@@ -82,7 +82,7 @@ def build_models(config: ModelConfig) -> Models:
     pretrained = located(config.pretrained)
     has_checkpoint = pretrained.checkpoint is not None
     unet = MultiViewUNet(config)
-    lgm = LGM(config.lgm, config.conventions.rotation)
+    lgm = build_reconstructor(config)
     if pretrained.svd is None:
         vae, image_encoder = make_vae(config.vae), make_image_encoder(config.image_encoder)
     else:
@@ -108,6 +108,11 @@ def build_models(config: ModelConfig) -> Models:
                     f"model.pretrained.svd or model.pretrained.{part}"
                 )
     return models.eval()
+
+
+def build_reconstructor(config: ModelConfig) -> Reconstructor:
+    """With random weights. Another one takes LGM's place here (docs/extending.md)."""
+    return LGM(config.lgm, config.conventions.rotation)
 
 
 def located(pretrained: PretrainedConfig) -> PretrainedConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,9 +16,8 @@ Feedback = dict[str, Tensor]
 
 
 def feedback_maps(rendering: Rendering, cameras: Cameras, convention: str) -> Feedback:
-    """The two maps of Sec. 3.3, {"rgb", "ccm"}, [B, V, 3, H, W] in [0, 1]."""
-    ccm = coordinates_map(rendering.depth, cameras, convention, rendering.alpha)
-    return {"rgb": rendering.rgb.clamp(0, 1), "ccm": ccm}
+    """Every map of MAPS by name, [B, V, 3, H, W] in [0, 1]."""
+    return {name: make(rendering, cameras, convention) for name, make in MAPS.items()}
 
 
 def choose_maps(maps: Feedback, known: Sequence[str], chosen: Sequence[str]) -> Feedback:
@@ -48,3 +47,12 @@ def coordinates_map(
     else:
         raise ValueError(f"coordinates map convention must be 'release' or 'textbook', got {convention!r}")
     return ((world * (depth > 0)) * scale + 0.5).clamp(0, 1).to(depth.dtype)
+
+
+# How the maps named in config/schema.py are made: (rendering, cameras, convention) -> [B, V, 3, H, W] in [0, 1].
+MAPS: dict[str, Callable[[Rendering, Cameras, str], Tensor]] = {
+    "rgb": lambda rendering, cameras, convention: rendering.rgb.clamp(0, 1),
+    "ccm": lambda rendering, cameras, convention: coordinates_map(
+        rendering.depth, cameras, convention, rendering.alpha
+    ),
+}

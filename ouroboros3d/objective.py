@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from ouroboros3d import diffusion
 from ouroboros3d.config.schema import Config
 from ouroboros3d.data.batch import OrbitBatch
+from ouroboros3d.errors import ConfigError
 from ouroboros3d.feedback import Feedback, choose_maps, feedback_maps
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.geometry import unproject
-from ouroboros3d.interfaces import Renderer, Rendering
-from ouroboros3d.models.lgm import LGM
+from ouroboros3d.interfaces import Reconstructor, Renderer, Rendering
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, time_ids
 from ouroboros3d.timing import Stopwatch
@@ -74,16 +74,29 @@ def _mix(seed: int, index: int) -> int:
     return (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9) % (2**63)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What both passes of a step share."""
+
+    clean: Tensor  # [B, V, 4, h, w] latents of the views
+    noisy: Tensor  # [B, V, 4, h, w] the same with noise of standard deviation sigma
+    sigma: Tensor  # [B, 1, 1, 1, 1]
+    c_noise: Tensor  # [B] ln sigma / 4
+    context: Tensor  # [B, 1, D] embedding of the condition image, some dropped
+    condition: Tensor  # [B, V, 4, h, w] its latent, some dropped
+    time_ids: Tensor  # [B, 3]
+
+
 class Objective(nn.Module):
     """The losses of a batch. Only networks of which something is trained are submodules, so that nothing frozen is
-    saved or wrapped; which these are, `requires_grad` says (`build.freeze`). `clock` collects the seconds of the
-    forward pass's parts."""
+    saved or wrapped; which these are, `requires_grad` says (training/setup.py). `clock` collects the seconds of the
+    forward pass's parts; `record(name, tensor)` is told the intermediate tensors."""
 
     def __init__(
         self,
         unet: MultiViewUNet,
         svd: SVDParts,
-        lgm: LGM,
+        lgm: Reconstructor,
         renderer: Renderer,
         config: Config,
         lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -100,14 +113,17 @@ class Objective(nn.Module):
         self.sampler_sigmas = diffusion.euler_schedule(config.sampler.scheduler, config.sampler.steps).sigmas.tolist()
         self.random_background = config.data.background == "random"
         self._lpips = lpips
+        if self.config.position_weight > 0 and lgm.grid is None:
+            raise ConfigError("objective.position_weight: this reconstructor's Gaussians form no grid; must be 0")
         self.clock = Stopwatch()
+        self.record: Callable[[str, Tensor], None] = lambda name, tensor: None
 
     @property
     def unet(self) -> MultiViewUNet:
         return self._parts[0]
 
     @property
-    def lgm(self) -> LGM:
+    def lgm(self) -> Reconstructor:
         return self._parts[1]
 
     @property
@@ -124,21 +140,15 @@ class Objective(nn.Module):
         latent = (self.model.vae.latent_channels, size // self.svd.downscale)
         return Draws.draw(seed, step, samples, views, size, latent).to(batch.images.device)
 
-    def forward(self, batch: OrbitBatch, draws: Draws, keep: dict | None = None) -> dict[str, Tensor]:
-        """Losses by name, "total" the one to minimise. `keep`, if given, receives the intermediate tensors."""
-        keep = {} if keep is None else keep
-        losses: dict[str, Tensor] = {}
-        if self.config.diffusion:
-            losses |= self._joint(batch, draws, keep)
-        else:
-            losses |= self._reconstruction(batch, draws.step, None, None, keep)
-        losses["total"] = sum(losses.values())
-        return losses
+    def forward(self, batch: OrbitBatch, draws: Draws) -> dict[str, Tensor]:
+        """Losses by name, "total" the one to minimise."""
+        losses = self._joint(batch, draws) if self.config.diffusion else self._reconstruction(batch, draws.step)
+        return losses | {"total": sum(losses.values())}
 
-    def _joint(self, batch: OrbitBatch, draws: Draws, keep: dict) -> dict[str, Tensor]:
+    def _joint(self, batch: OrbitBatch, draws: Draws) -> dict[str, Tensor]:
         config, clock, device = self.config, self.clock, batch.images.device
         with clock("encode", device):
-            inputs = self._noised_inputs(batch, draws, keep)
+            inputs = self._noised_inputs(batch, draws)
         needs_3d = config.reconstruction in ("predicted", "both")
         again = config.feedback_probability > 0 and bool(draws.feedback > 1 - config.feedback_probability)
         again = again and bool(self.unet.config.feedback)  # without adapters it would repeat the first
@@ -146,7 +156,8 @@ class Objective(nn.Module):
         # A first pass whose loss is replaced and whose decoding carries no gradient needs none itself.
         needs_gradient = torch.is_grad_enabled() and not (replaced and not config.decode_gradient)
         with torch.set_grad_enabled(needs_gradient), clock("unet", device):
-            x0 = self._predict(inputs, None, keep, "model_pred_0")
+            v, x0 = self._predict(inputs, batch, None)
+            self.record("model_pred_0", v)
         losses = {"diffusion": self._diffusion_loss(x0, inputs)}
 
         rendering = None
@@ -154,29 +165,29 @@ class Objective(nn.Module):
             needs_gradient = torch.is_grad_enabled() and config.decode_gradient
             with torch.set_grad_enabled(needs_gradient), clock("decode", device):
                 decoded = self.svd.decode(x0)
-            keep["decoded_x0"] = decoded
+            self.record("decoded_x0", decoded)
             # Without a reconstruction loss the maps are data for the U-Net alone.
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.reconstruction != "none"):
-                gaussians = self._reconstruct(decoded, batch, inputs["c_noise"])
+                gaussians = self._reconstruct(decoded, batch, inputs.c_noise)
                 rendering = self._render(gaussians, batch)
-            keep["render_x1"] = rendering.rgb
+            self.record("render_x1", rendering.rgb)
         if config.reconstruction != "none":
-            predicted = (rendering, gaussians) if needs_3d else (None, None)
-            losses |= self._reconstruction(batch, draws.step, *predicted, keep)
+            losses |= self._reconstruction(batch, draws.step, (rendering, gaussians) if needs_3d else None)
         if again:
             seen = rendering.views(slice(batch.cameras.num_views))
             maps = feedback_maps(seen, batch.cameras, self.model.conventions.coordinates_map)
-            keep["position_map"] = maps["ccm"]
+            self.record("position_map", maps["ccm"])
             if config.detach_feedback:
                 maps = {name: m.detach() for name, m in maps.items()}
             with clock("unet", device):
-                x0 = self._predict(inputs, maps, keep, "model_pred_1")
+                v, x0 = self._predict(inputs, batch, maps)
+                self.record("model_pred_1", v)
             second = self._diffusion_loss(x0, inputs)
             losses["diffusion"] = second if replaced else losses["diffusion"] + second
         return losses
 
     @torch.no_grad()
-    def _noised_inputs(self, batch: OrbitBatch, draws: Draws, keep: dict) -> dict[str, Tensor]:
+    def _noised_inputs(self, batch: OrbitBatch, draws: Draws) -> Inputs:
         """Clean and noisy latents, and the conditions with dropout: everything both passes share."""
         config, conventions = self.config, self.model.conventions
         size, views = len(batch.images), batch.images.shape[1]
@@ -190,45 +201,45 @@ class Objective(nn.Module):
         noised = image + condition_sigma[:, None, None, None] * draws.condition_image
         context = self.svd.embed_image(noised if conventions.clip_training_image == "noised" else image).float()
         latent = self.svd.encode(noised, draws.vae_condition).float()
-        keep["condition_latent"] = latent
+        self.record("condition_latent", latent)
         if conventions.time_id == "release":  # every sample gets the first one's value (quirk 21)
             condition_sigma = condition_sigma[:1].expand(size)
         keep_context, keep_latent = diffusion.dropout_masks(draws.dropout, config.dropout)
 
         mixture = config.sigma_levels, config.sigma_level_std, config.sigma_mean, config.sigma_std
         sigma = diffusion.mixture_sigma(draws.sigma, self.sampler_sigmas, *mixture)[:, None, None, None, None]
-        return {
-            "clean": clean,
-            "sigma": sigma,
-            "c_noise": diffusion.c_noise(sigma).flatten(),
-            "noisy": clean + sigma * draws.latents,
-            "context": context * keep_context[:, None, None],
-            "condition": (latent * keep_latent[:, None, None, None])[:, None].expand_as(clean),
-            "time_ids": time_ids(self.model.multiview.micro_conditions, condition_sigma),
-            "cameras": batch.cameras,
-        }
+        inputs = Inputs(
+            clean=clean,
+            noisy=clean + sigma * draws.latents,
+            sigma=sigma,
+            c_noise=diffusion.c_noise(sigma).flatten(),
+            context=context * keep_context[:, None, None],
+            condition=(latent * keep_latent[:, None, None, None])[:, None].expand_as(clean),
+            time_ids=time_ids(self.model.multiview.micro_conditions, condition_sigma),
+        )
+        for name in ("clean", "c_noise", "context", "time_ids"):
+            self.record(name, getattr(inputs, name))
+        return inputs
 
-    def _predict(self, inputs: dict, maps: Feedback | None, keep: dict, name: str) -> Tensor:
-        """x0 [B, V, 4, h, w]; without maps the adapters see zeros."""
-        noisy, sigma, cameras = inputs["noisy"], inputs["sigma"], inputs["cameras"]
-        sample = torch.cat([diffusion.c_in(sigma) * noisy, inputs["condition"]], dim=2)
-        keep |= {"unet_input": sample, **{k: inputs[k] for k in ("c_noise", "context", "time_ids", "clean")}}
+    def _predict(self, inputs: Inputs, batch: OrbitBatch, maps: Feedback | None) -> tuple[Tensor, Tensor]:
+        """(v, x0), [B, V, 4, h, w]; without maps the adapters see zeros."""
+        sample = torch.cat([diffusion.c_in(inputs.sigma) * inputs.noisy, inputs.condition], dim=2)
+        self.record("unet_input", sample)
         size = self.model.image_size
         known = self.unet.config.feedback
         if maps is None:
             maps = dict.fromkeys(known, sample.new_zeros(*sample.shape[:2], 3, size, size))
         feedback = choose_maps(maps, known, known if self.config.feedback is None else self.config.feedback)
-        rays = self.unet.encode_cameras(cameras, sample.shape[-1])
+        rays = self.unet.encode_cameras(batch.cameras, sample.shape[-1])
         features = self.unet.encode_feedback(feedback)
         dtype = self.unet.unet.dtype  # DeepSpeed holds the weights in half precision
-        given = sample.to(dtype), inputs["c_noise"], inputs["context"].to(dtype), inputs["time_ids"]
+        given = sample.to(dtype), inputs.c_noise, inputs.context.to(dtype), inputs.time_ids
         v = self.unet(*given, rays, features).float()
-        keep[name] = v
-        return diffusion.denoised(noisy, v, sigma)
+        return v, diffusion.denoised(inputs.noisy, v, inputs.sigma)
 
-    def _diffusion_loss(self, x0: Tensor, inputs: dict) -> Tensor:
+    def _diffusion_loss(self, x0: Tensor, inputs: Inputs) -> Tensor:
         """lambda(sigma) |x0 - clean|^2, mean over everything (Eq. 5)."""
-        return (diffusion.loss_weight(inputs["sigma"]) * (x0 - inputs["clean"]) ** 2).mean()
+        return (diffusion.loss_weight(inputs.sigma) * (x0 - inputs.clean) ** 2).mean()
 
     def _reconstruct(self, images: Tensor, batch: OrbitBatch, c_noise: Tensor) -> Gaussians:
         with self.clock("reconstruct", images.device):
@@ -241,15 +252,15 @@ class Objective(nn.Module):
             return self.renderer(gaussians, batch.supervised.cameras, batch.images.shape[-1], **own)
 
     def _reconstruction(
-        self, batch: OrbitBatch, step: int, predicted: Rendering | None, gaussians: Gaussians | None, keep: dict
+        self, batch: OrbitBatch, step: int, predicted: tuple[Rendering, Gaussians] | None = None
     ) -> dict[str, Tensor]:
         """Image losses of the predicted reconstruction (if given) and of the clean one (if asked), averaged."""
-        renderings = [] if predicted is None else [(predicted, gaussians)]
+        renderings = [] if predicted is None else [predicted]
         if self.config.reconstruction in ("clean", "both"):
             # c_noise 0, the release's integer time, means sigma = 1 on the ln / 4 scale (quirk 23).
             clean = self._reconstruct(batch.images, batch, batch.images.new_zeros(()))
             rendering = self._render(clean, batch)
-            keep["render_x0"] = rendering.rgb
+            self.record("render_x0", rendering.rgb)
             renderings.append((rendering, clean))
         with self.clock("losses", batch.images.device):
             parts = [self._image_losses(r, g, batch, self._lpips_weight(step)) for r, g in renderings]
@@ -279,7 +290,7 @@ class Objective(nn.Module):
     def _position_loss(self, gaussians: Gaussians, batch: OrbitBatch) -> Tensor:
         """L1 of each input pixel's Gaussian to the surface point it sees: a start for a reconstructor without
         public weights. Depth is resized (nearest) to the grid of Gaussians."""
-        index, size = self.lgm.select(batch.images.shape[1]), self.model.lgm.splat_size
+        index, size = self.lgm.input_views(batch.images.shape[1]), self.lgm.grid
         depth = F.interpolate(batch.depth[:, index].flatten(0, 1), (size, size), mode="nearest")
         depth = depth.unflatten(0, (len(batch.images), len(index)))
         points = unproject(depth, batch.cameras.views(index)).permute(0, 1, 3, 4, 2).flatten(1, 3)

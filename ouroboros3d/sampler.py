@@ -28,8 +28,7 @@ from ouroboros3d.config.schema import ModelConfig, SamplerConfig
 from ouroboros3d.errors import UserError
 from ouroboros3d.feedback import Feedback, choose_maps, feedback_maps
 from ouroboros3d.gaussians import Gaussians
-from ouroboros3d.interfaces import Renderer, Rendering
-from ouroboros3d.models.lgm import LGM
+from ouroboros3d.interfaces import Reconstructor, Renderer, Rendering
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, time_ids
 from ouroboros3d.timing import Stopwatch
@@ -98,7 +97,7 @@ class Sampler:
         self,
         unet: MultiViewUNet,
         svd: SVDParts,
-        reconstructor: LGM,
+        reconstructor: Reconstructor,
         renderer: Renderer,
         model: ModelConfig,
         config: SamplerConfig,

@@ -85,11 +85,11 @@ class TestViews:
         ("views", "chosen"), [(4, [0, 1, 2, 3]), (8, [0, 2, 4, 6]), (9, [0, 2, 4, 6]), (16, [0, 4, 8, 12])]
     )
     def test_which_ones_are_read(self, release, views, chosen):
-        assert release.lgm.select(views) == chosen
+        assert release.lgm.input_views(views) == chosen
 
     def test_too_few_are_refused(self, release):
         with pytest.raises(ValueError, match="reads 4 views, got 3"):
-            release.lgm.select(3)
+            release.lgm.input_views(3)
 
     def test_only_those_matter_and_every_one_reaches_all_gaussians(self, textbook, make_cameras, images):
         cameras, images = make_cameras(1), images[:1]

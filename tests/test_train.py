@@ -245,9 +245,9 @@ def test_compiled_networks_keep_their_names_and_values():
 
 
 def test_a_config_that_compiles_calls_for_it(setting, monkeypatch):
-    from ouroboros3d.cli import train as script
-
     compiled = []
-    monkeypatch.setattr(script, "compile_networks", lambda objective: compiled.extend(objective.trained))
+    monkeypatch.setattr(
+        "ouroboros3d.training.setup.compile_networks", lambda objective: compiled.extend(objective.trained)
+    )
     train(setting, "compiled", "train.compile=true", "train.steps=1", "train.validate_every=9")
     assert compiled == ["unet", "lgm"]

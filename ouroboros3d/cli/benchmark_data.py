@@ -27,7 +27,7 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
-from ouroboros3d.config.loading import config_from_dict
+from ouroboros3d.config.schema import Config, DataConfig, ModelConfig
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.orbit_files import read_ids
 from ouroboros3d.data.orbits import OrbitDataset
@@ -67,8 +67,8 @@ class Speed:
 def measure(options: argparse.Namespace, root: Path, workers: int) -> Speed:
     process = psutil.Process()
     before, start = process.memory_info().rss, time.perf_counter()
-    data = {"root": str(root), "cache": options.cache, "cache_dir": options.cache_dir, "workers": 0}
-    dataset = OrbitDataset(config_from_dict({"model": {"image_size": options.size}, "data": data}), options.list)
+    data = DataConfig(root=str(root), cache=options.cache, cache_dir=options.cache_dir, workers=0)
+    dataset = OrbitDataset(Config(model=ModelConfig(image_size=options.size), data=data), options.list)
     opened, taken = time.perf_counter() - start, process.memory_info().rss - before
     sampler = RandomSampler(dataset, replacement=True, num_samples=1 << 30, generator=torch.Generator().manual_seed(0))
     loader = DataLoader(

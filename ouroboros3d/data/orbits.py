@@ -76,12 +76,13 @@ class OrbitDataset(Dataset):
         if start_view is not None and not 0 <= start_view < self.frames:
             raise ValueError(f"start_view must be a frame, 0 to {self.frames - 1}, got {start_view}")
         self.data, self.start_view, self.seed = data, start_view, config.train.seed
-        self.size, self.extra_views = config.model.image_size, config.objective.extra_views
+        self.size, self.num_views = config.model.image_size, config.cameras.num_views
+        self.extra_views = config.objective.extra_views
         self.root = Path(data.root)
         self.list_file = self.root / list_file
         self.ids = Ids(read_ids(self.list_file))
         selection = config.model.conventions.view_selection
-        self._offsets = frame_indices(self.frames, config.cameras.num_views, selection)
+        self._offsets = frame_indices(self.frames, self.num_views, selection)
         self._damaged = torch.zeros(len(self.ids), dtype=torch.bool).share_memory_()
         self._orbits = open_orbits(self.root, self.ids)
         self._cache: ViewCache | None = None
@@ -129,9 +130,9 @@ class OrbitDataset(Dataset):
             for key in item.keys() & {"images", "alpha", "depth"}:
                 item[key] = item[key].flip(-1)
         if self.extra_views:
-            item |= {f"extra_{key}": value[len(self._offsets) :] for key, value in item.items()}
+            item |= {f"extra_{key}": value[self.num_views :] for key, value in item.items()}
             for key in [key for key in item if not key.startswith("extra_")]:
-                item[key] = item[key][: len(self._offsets)]
+                item[key] = item[key][: self.num_views]
         return item | {"id": self.ids[index], "index": index, "background": colour}
 
     def _load(self, index: int, chosen: list[int]) -> tuple[int, Views]:

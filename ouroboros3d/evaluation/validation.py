@@ -72,10 +72,11 @@ class Validation:
         rendering = self.renderer(gaussians, batch.cameras, batch.images.shape[-1])
         maps = feedback_maps(rendering, batch.cameras, self.config.model.conventions.coordinates_map)
         shape = rendering.alpha > SOLID
-        inputs = lgm.select(batch.images.shape[1])
+        inputs = lgm.input_views(batch.images.shape[1])
         unseen = [v for v in range(batch.images.shape[1]) if v not in inputs]
         values = self._scores("lgm_input", maps["rgb"], shape, inputs)
-        values |= self._scores("lgm_unseen", maps["rgb"], shape, unseen)
+        if unseen:
+            values |= self._scores("lgm_unseen", maps["rgb"], shape, unseen)
         return values, {"3D": maps["rgb"], "coordinates": maps["ccm"]}, gaussians
 
     def _loop(self) -> tuple[dict[str, float], dict[str, Tensor], Gaussians]:

@@ -55,6 +55,14 @@ def feedback_encoder(channels: list[int], res_blocks: int, downscale: int) -> Fu
     return adapter
 
 
+def silence(adapter: FullAdapter) -> None:
+    """Makes the features of a new adapter zero for every map, so that it changes nothing before it is trained."""
+    nn.init.zeros_(adapter.conv_in.weight)
+    for layer in (adapter.conv_in, *(block.in_conv for block in adapter.body)):
+        if layer is not None:  # a block has none where the width stays
+            nn.init.zeros_(layer.bias)
+
+
 def sum_features(features: list[list[Tensor]]) -> list[Tensor]:
     """Adds the levels of several adapters."""
     return [torch.stack(level).sum(0) if len(level) > 1 else level[0] for level in zip(*features, strict=True)]

@@ -13,14 +13,15 @@ from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.schema import LGMConfig
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.geometry import plucker_maps
+from ouroboros3d.interfaces import Reconstructor
 from ouroboros3d.models.lgm_unet import LGMUNet
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class LGM(nn.Module):
-    """`Reconstructor` by LGM. State-dict names are LGM's: `unet.*`, `conv.*`.
+class LGM(nn.Module, Reconstructor):
+    """LGM as the loop's reconstructor. State-dict names are LGM's: `unet.*`, `conv.*`.
 
     rotation: "textbook" makes every quaternion a unit one; "release" divides each component by its norm over *all*
     Gaussians (quirk 17), which leaves nearly the identity, and is what the released weights were trained with.
@@ -40,22 +41,29 @@ class LGM(nn.Module):
         for name, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(f"_{name}", torch.tensor(value)[:, None, None], persistent=False)
 
-    def select(self, views: int) -> list[int]:
+    def input_views(self, views: int) -> list[int]:
         """Indices of the input views among `views`: every (views // 4)-th of them (quirk 16)."""
         wanted = self.config.num_input_views
         if views < wanted:
             raise ValueError(f"the reconstructor reads {wanted} views, got {views}")
         return list(range(0, views, views // wanted))[:wanted]
 
+    @property
+    def grid(self) -> int:
+        return self.config.splat_size
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.unet.gradient_checkpointing = True
+
     def encode_cameras(self, cameras: Cameras) -> Tensor:
         """[B, 4, 6, s, s] Plücker maps of the input views; depends on the cameras alone, so once per run."""
-        return plucker_maps(cameras.views(self.select(cameras.num_views)), self.config.input_size)
+        return plucker_maps(cameras.views(self.input_views(cameras.num_views)), self.config.input_size)
 
     def forward(self, images: Tensor, cameras: Cameras, c_noise: Tensor, rays: Tensor | None = None) -> Gaussians:
         """images [B, V, 3, H, W] in about [-1, 1] (decoded x0 is not clamped), c_noise scalar or [B] (0 = clean at
         sigma 1, quirk 23), rays from `encode_cameras` -> 4 * splat_size^2 Gaussians per sample."""
         rays = self.encode_cameras(cameras) if rays is None else rays
-        views = images[:, self.select(images.shape[1])].flatten(0, 1)
+        views = images[:, self.input_views(images.shape[1])].flatten(0, 1)
         batch, size = images.shape[0], self.config.input_size
         views = (views * 0.5 + 0.5 - self._mean) / self._std
         views = F.interpolate(views, (size, size), mode="bilinear", align_corners=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -21,10 +22,12 @@ from torch import Tensor, nn
 
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path, check_writable_dir, staged
+from ouroboros3d.models.conditioning import silence
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 State = dict[str, Tensor]
+_log = logging.getLogger(__name__)
 
 
 class CheckpointError(UserError, ValueError):
@@ -132,7 +135,10 @@ def load_checkpoint(folder: str | Path, models) -> None:
             path = find_weights(folder, name)
             if path is None:
                 raise CheckpointError(f"{folder}: has no weights in {name}/, though a model_index.json")
-            fit_state(part.module, read_state(path), path)
+            state = read_state(path)
+            fit_state(
+                part.module, _with_new_adapters(state, models.unet, path) if name == "conditioning" else state, path
+            )
         return
     for name in ("mv_model_unet", "recon_model"):
         if find_weights(folder, name) is None:
@@ -179,6 +185,8 @@ def _diffusers_parts(models) -> dict[str, _Part]:
     unet, lgm, vae, encoder = models.unet, models.lgm, models.svd.vae, models.svd.image_encoder
     own = ("cond_encoder", "down_plucker", "mid_plucker", "up_plucker")
     conditioning = nn.ModuleDict({name: getattr(unet, name) for name in own})
+    own_config = getattr(lgm, "config", None)
+    reconstructor = dataclasses.asdict(own_config) if dataclasses.is_dataclass(own_config) else {}
     multiview = {k: v for k, v in dataclasses.asdict(unet.config).items() if k != "unet"}
 
     def config(module: nn.Module, values: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +197,7 @@ def _diffusers_parts(models) -> dict[str, _Part]:
         "vae": _Part(vae, "diffusers", DIFFUSERS_WEIGHTS, config(vae, dict(vae.config))),
         "image_encoder": _Part(encoder, "transformers", "model", encoder.config.to_dict()),
         "conditioning": _Part(conditioning, "ouroboros3d", DIFFUSERS_WEIGHTS, config(unet, multiview)),
-        "lgm": _Part(lgm, "ouroboros3d", DIFFUSERS_WEIGHTS, config(lgm, dataclasses.asdict(lgm.config))),
+        "lgm": _Part(lgm, "ouroboros3d", DIFFUSERS_WEIGHTS, config(lgm, reconstructor)),
     }
 
 
@@ -231,8 +239,21 @@ def _write_json(values: dict[str, Any], path: Path) -> None:
 
 
 def load_unet(path: str | Path, unet) -> None:
-    """`mv_model_unet` into a MultiViewUNet, strictly."""
-    fit_state(unet, from_release_names(read_state(path), unet.config.adapter.res_blocks), path)
+    """`mv_model_unet` into a MultiViewUNet, strictly; but adapters of the model's last maps may be absent."""
+    state = from_release_names(read_state(path), unet.config.adapter.res_blocks)
+    fit_state(unet, _with_new_adapters(state, unet, path), path)
+
+
+def _with_new_adapters(state: State, unet, source: str | Path) -> State:
+    """Adds silent adapters for the maps that the model has and the weights, which end before these, have not."""
+    own = unet.state_dict()
+    there = len({key.split(".")[1] for key in state if key.startswith("cond_encoder.")})
+    for index, name in list(enumerate(unet.config.feedback))[there:]:
+        silence(unet.cond_encoder[index])
+        _log.warning("%s: has no adapter for the feedback map %s: a new one starts at zero effect", source, name)
+        prefix = f"cond_encoder.{index}."
+        state = state | {key: own[key] for key in own if key.startswith(prefix)}
+    return state
 
 
 def load_trained(path: str | Path, models) -> None:

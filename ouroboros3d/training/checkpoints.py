@@ -26,6 +26,11 @@ FIXED = ("model.", "cameras.num_views", "objective.diffusion", "objective.freeze
 FREE = ("model.pretrained.", "model.conventions.")  # ... but not of these, though they begin like one above
 
 
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder of them."""
+    return sorted(folder.glob("step_*"), reverse=True)
+
+
 class Checkpoints:
     """Folders `step_00001000`, complete once they have that name; the last `keep` and the best one stay.
 
@@ -41,9 +46,6 @@ class Checkpoints:
 
     def temporary(self, step: int) -> Path:
         return self.folder / f".tmp_step_{step:08d}"
-
-    def newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("step_*"), reverse=True)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Everything of `step`: accelerate's state and, in trainer.json, `state`. Raises TrainingError, e.g. with a
@@ -84,14 +86,14 @@ class Checkpoints:
 
     def rotate(self, best: int | None) -> None:
         """Removes all but the last `keep` and the one of step `best`."""
-        for path in self.newest_first()[self.keep :]:
+        for path in newest_first(self.folder)[self.keep :]:
             if best is None or path != self.path(best):
                 shutil.rmtree(path, ignore_errors=True)
 
     def resume(self, wanted: str, global_batch: int) -> tuple[Path, dict[str, Any]] | None:
         """Loads accelerate's state from `wanted` (a folder), or for "auto" from the newest checkpoint that can be
         read; returns the folder and the trainer's own state. None: from the start. Raises TrainingError."""
-        folders = {"auto": self.newest_first(), "never": []}.get(wanted, [Path(wanted)])
+        folders = {"auto": newest_first(self.folder), "never": []}.get(wanted, [Path(wanted)])
         if not all(folder.is_dir() for folder in folders):
             raise TrainingError(f"train.resume = {wanted}: no such checkpoint folder")
         reasons = []
@@ -123,7 +125,7 @@ class Checkpoints:
     def set_aside(self, step: int) -> None:
         """Checkpoints beyond the step a run starts from, damaged or of a run begun anew, get another name (aside_...):
         neither may the next resume find them nor the rotation count them."""
-        for path in self.newest_first():
+        for path in newest_first(self.folder):
             if path.name > self.path(step).name:
                 aside = path.with_name(f"aside_{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)

@@ -28,7 +28,7 @@ from ouroboros3d.errors import UserError
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.interfaces import Rendering
 from ouroboros3d.objective import Objective
-from ouroboros3d.training.checkpoints import Checkpoints
+from ouroboros3d.training.checkpoints import newest_first
 from ouroboros3d.training.setup import prepare_training
 
 GIB = 2**30
@@ -300,7 +300,7 @@ def _describe_data(config: Config) -> tuple[dict[str, OrbitDataset], str, list[s
 
 def _describe_output(config: Config) -> str:
     folder, resume = Path(config.train.output_dir), config.train.resume
-    saved = Checkpoints(folder / "checkpoints", config.train.keep).newest_first()
+    saved = newest_first(folder / "checkpoints")
     if resume == "never" or (resume == "auto" and not saved):
         return f"{folder}: {'is there, starts over' if folder.exists() else 'is new'}"
     return f"{folder}: resumes from {saved[0] if resume == 'auto' else resume}"

@@ -16,7 +16,7 @@ def prepare_training(models: Models, config: Config) -> None:
         network.train(any(p.requires_grad for p in network.parameters()))
     if config.train.gradient_checkpointing:
         models.unet.unet.enable_gradient_checkpointing()
-        models.lgm.unet.gradient_checkpointing = True
+        models.lgm.enable_gradient_checkpointing()
 
 
 def build_objective(models: Models, config: Config) -> Objective:
