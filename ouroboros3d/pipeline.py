@@ -31,17 +31,16 @@ from ouroboros3d.build import (
     build_renderer,
     build_sampler,
     check_renderer,
-    located,
 )
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.checks import check_config
-from ouroboros3d.config.loading import load_config, save_config
+from ouroboros3d.config.loading import load_config, save_model_config
 from ouroboros3d.config.schema import BACKGROUNDS, Config
 from ouroboros3d.devices import DTYPE_NAMES, DeviceError, pick_device
 from ouroboros3d.diffusion import euler_schedule
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.export.object3d import Object3D, Step3D
-from ouroboros3d.files import check_writable_dir
+from ouroboros3d.files import check_writable_dir, locate
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.inference.photo import load_condition_image
 from ouroboros3d.interfaces import Renderer, Rendering
@@ -179,7 +178,7 @@ class Ouroboros3DPipeline:
         else:
             scheduler = euler_schedule(self.config.sampler.scheduler, self.config.sampler.steps)
             save_diffusers(folder, self.models, scheduler)
-        save_config(inference_config(self.config), folder / "config.yaml")
+        save_model_config(self.config, folder / "config.yaml")
 
     # ------------------------------------------------------------ where it runs
 
@@ -370,18 +369,9 @@ def step3d(step: SamplerStep, index: int) -> Step3D:
     return Step3D(step.index, step.total, step.sigma, gaussians, pictures.pop("views"), pictures)
 
 
-def inference_config(config: Config) -> dict[str, Any]:
-    """The parts of a configuration that belong to a model's weights, without where these lay."""
-    parts = {name: dataclasses.asdict(getattr(config, name)) for name in ("model", "sampler", "cameras", "turntable")}
-    del parts["model"]["pretrained"]
-    return parts | {"data": {"background": config.data.background}}
-
-
 def _find_folder(source: str | Path) -> Path:
     """A local folder, or the downloaded one of a hub id. Raises CheckpointError."""
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        folder = Path(located(replace(Config().model.pretrained, checkpoint=str(folder))).checkpoint)
+    folder = locate(Path(source).expanduser())
     if folder.is_dir():
         return folder
     name = str(source)

@@ -12,8 +12,10 @@ networks from a training checkpoint (model.safetensors, or FSDP2's pytorch_model
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
-from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.loading import load_config, save_model_config
 from ouroboros3d.files import check_writable_dir
 
 
@@ -47,4 +49,5 @@ def main(arguments: list[str]) -> None:
         save_checkpoint(options.out, models, dtype=dtype, frozen=config.model.pretrained.svd is None)
     else:
         save_diffusers(options.out, models, euler_schedule(config.sampler.scheduler, config.sampler.steps), dtype)
+    save_model_config(config, Path(options.out) / "config.yaml")
     print(f"wrote {options.out}")

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ouroboros3d.config.checks import check_config
 from ouroboros3d.config.schema import Config, ModelConfig
 from ouroboros3d.errors import ConfigError
-from ouroboros3d.files import locate
+from ouroboros3d.files import atomic_path, locate
 
 # Keys that configurations of older code set, and what they follow from now: accepted where they say the same.
 DERIVED: dict[str, Callable[[ModelConfig], int]] = {
@@ -90,6 +90,15 @@ def as_kwargs(config: Any) -> dict[str, Any]:
 def save_config(config: Config | dict, path: str | Path) -> None:
     """As YAML with every key; `config` is one, or a dictionary of parts of one."""
     Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def save_model_config(config: Config, path: str | Path) -> None:
+    """What belongs to a model's weights, as YAML: dimensions, sampling, cameras and background; not where weights lay.
+    `load_config` reads it."""
+    parts = {name: as_kwargs(getattr(config, name)) for name in ("model", "sampler", "cameras", "turntable")}
+    del parts["model"]["pretrained"]
+    with atomic_path(path) as temporary:
+        temporary.write_text(OmegaConf.to_yaml({**parts, "data": {"background": config.data.background}}))
 
 
 def _layers(path: str | Path | None) -> list[tuple[Path, DictConfig]]:

@@ -191,6 +191,7 @@ class CamerasConfig:
     num_views: int = 8
     orbit_frames: int = 16
     elevation: float = _number(0.0, gt=-90, lt=90)  # degrees, of the input view above the object's equator
+    trained_elevations: list[float] = _list(-5.0, 30.0, length=2, gt=-90, lt=90)  # lowest, highest in training
     distance: float = _number(1.7417, gt=0)
     fov: float = _number(39.598, gt=0, lt=180)  # degrees
 

@@ -1,0 +1,71 @@
+"""Better objects from the same model: several samples of one picture, scored without the truth.
+
+A good sample agrees with itself: its 3D renders look like the views it was made from (the recursion's own aim, Sec.
+3.3), and like the input picture from the input's camera. docs/inference.md has what this is worth.
+Shapes: B candidates, V views; pictures in [-1, 1] or [0, 1] as said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ouroboros3d.sampler import SamplerStep
+
+ELEVATIONS = 8  # of `--elevation auto`, spread evenly over the range the model was trained on
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one sample of a picture starts from, and how it scored."""
+
+    seed: int
+    elevation: float  # degrees
+    score: float = float("nan")  # dB, larger is better
+
+
+def candidates(seed: int, elevations: Sequence[float], count: int) -> list[Candidate]:
+    """`count` seeds, from `seed` on, at each elevation. A candidate is the sample that its seed alone would give."""
+    return [Candidate(seed + i, float(elevation)) for elevation in elevations for i in range(count)]
+
+
+def elevation_grid(low: float, high: float, count: int = ELEVATIONS) -> list[float]:
+    """`count` elevations in degrees, from `low` to `high`."""
+    return torch.linspace(low, high, count).tolist()
+
+
+def score_parts(step: SamplerStep, images: Tensor) -> dict[str, Tensor]:
+    """PSNR [B] in dB of what needs no truth; `images` [B, 3, H, W] in [-1, 1] are the inputs.
+
+    "agreement": the renders against the generated views, at all cameras but the input's. "reprojection": the render
+    at the input's camera against the input.
+    """
+    views, renders = (step.views * 0.5 + 0.5).clamp(0, 1), step.rendering.rgb.clamp(0, 1)
+    return {
+        "agreement": _psnr(renders[:, 1:], views[:, 1:]),
+        "reprojection": _psnr(renders[:, 0], images.to(renders) * 0.5 + 0.5),
+    }
+
+
+def score(step: SamplerStep, images: Tensor) -> Tensor:
+    """[B] dB, larger is better: the mean of `score_parts`."""
+    return torch.stack(list(score_parts(step, images).values())).mean(0)
+
+
+def scored(steps: Iterable[SamplerStep], images: Tensor, stop: int | None = None) -> tuple[SamplerStep, Tensor]:
+    """Runs the loop for `stop` steps (None: to its end) and returns the last of them with the scores [B] there."""
+    last = None
+    for step in steps:
+        last = step
+        if step.index + 1 == stop:
+            break
+    assert last is not None, "a sampler has at least one step"
+    return last, score(last, images)
+
+
+def _psnr(a: Tensor, b: Tensor) -> Tensor:
+    """[B] dB over everything but the first axis, at most 100."""
+    return -10 * torch.log10((a - b).float().square().flatten(1).mean(1).clamp(min=1e-10))
