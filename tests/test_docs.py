@@ -1,0 +1,90 @@
+"""Every command that README.md and docs/*.md print works in a fresh clone, made small where it would take long.
+
+A block of commands that needs what a test machine lacks has a comment before it: <!-- not run: gpu --> (or weights, or
+network).
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]*) -->\s*)?```bash\n(?P<body>.*?)```", re.DOTALL)
+REASONS = {"gpu", "weights", "network"}
+ORBITS = ["data.root=tests/data/orbits", "data.cache=none"]
+STEP = ["train.steps=1", "train.batch_size=1", "train.time_budget=", "train.mixed_precision=fp32", "train.tracker=none"]
+# What is added to commands that match, so that each takes seconds: the last of two equal options counts.
+SMALLER: list[tuple[str, list[str]]] = [
+    (r"run\.sh test\b", ["tests/test_cameras.py", "-k", "orbit"]),
+    (
+        r"inference\.py|run\.sh inference|ouroboros3d infer",
+        ["sampler.steps=1", "turntable.step=120", "turntable.size=32"],
+    ),
+    (r"evaluate\.py|ouroboros3d evaluate", [*ORBITS, "--seeds", "0", "--no_baselines", "sampler.steps=1"]),
+    (r"first_run\.yaml", ["train.steps=1", "train.validate_every=9"]),
+    (r"train\.py(?!.*first_run)", [*ORBITS, *STEP, "train.validate_every=9"]),
+]
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(reason not to run, commands) of every block."""
+    return [(m["reason"] or "", m["body"]) for m in BLOCK.finditer(page.read_text())]
+
+
+def commands(body: str) -> list[list[str]]:
+    """The words of every command of a block, comments left out, continued lines joined."""
+    lines = body.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def smaller(words: list[str]) -> list[str]:
+    more = [extra for pattern, extra in SMALLER if re.search(pattern, " ".join(words))]
+    return [*words, *(word for extra in more for word in extra)]
+
+
+def test_only_known_reasons_keep_a_command_from_running():
+    for page in PAGES:
+        for reason, _ in blocks(page):
+            assert not reason or set(reason.replace("|", " ").split()) <= REASONS, f"{page.name}: {reason}"
+    assert sum(not reason for page in PAGES for reason, _ in blocks(page)) > 5
+
+
+MADE = {"meta.json", "train.txt"}  # what a page names as the reader's own
+NAMED = re.compile(r"`(?:python )?([\w./-]+\.(?:py|yaml|sh))(?::[^`]*)?`|\]\((?!http)([^)#]+)\)")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "checkpoints/small/README.md"], ids=lambda p: p.name)
+def test_files_that_a_page_names_are_there(page):
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    for name, link in NAMED.findall(page.read_text()):
+        if link:
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+        elif name.startswith(("configs/", "scripts/", "tests/", "docs/", "ouroboros3d/")) or "/" not in name:
+            own = name.startswith(("runs/", "data/")) or name in MADE or name in ("row.yaml", "config.yaml")
+            assert own or any(f"/{t}".endswith(f"/{name}") for t in tracked), f"{page.name} names {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_printed_command_runs(page, tmp_path_factory):
+    clone = tmp_path_factory.mktemp("clone") / "repository"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", clone], check=True)
+    places = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"PATH": os.pathsep.join(places), "OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg"}
+    failed = []
+    for reason, body in blocks(page):
+        for words in commands(body) if not reason else ():
+            command = smaller(words)
+            done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                failed.append(f"{shlex.join(command)}\n  status {done.returncode}: {done.stderr.strip()[-400:]}")
+    assert not failed, "\n".join(failed)
