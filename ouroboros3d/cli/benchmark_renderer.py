@@ -2,87 +2,33 @@
 
     python scripts/benchmark_renderer.py [--sizes 4096@64 65536@512] [--backends cpu dense gsplat]
 
-A row is N Gaussians at a size in pixels. Times are milliseconds a view, the best of several repetitions, of the
+A row is N Gaussians at a size in pixels. Times are milliseconds per view, the best of several repetitions, of the
 picture alone and of picture and gradients. The dense oracle is skipped where it would take minutes. On shared
 cores set OMP_WAIT_POLICY=PASSIVE.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable
-
-import torch
-
-from ouroboros3d.cameras import orbit
-from ouroboros3d.gaussians import Gaussians
-from ouroboros3d.rendering import render
-
-VIEWS = 8
-DENSE_LIMIT = 512 * 64 * 64  # Gaussians x pixels
-
-
-def ball(count: int) -> torch.Tensor:
-    """[1, N, 14] Gaussians of scales 0.005 to 0.03 in a ball of radius 0.7, about as an object has them."""
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-    means = 0.7 * direction * torch.rand(count, 1, generator=generator) ** (1 / 3)
-    opacities = 0.1 + 0.8 * torch.rand(count, 1, generator=generator)
-    scales = 0.005 + 0.025 * torch.rand(count, 3, generator=generator)
-    quats = torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1)
-    rgb = torch.rand(count, 3, generator=generator)
-    return torch.cat([means, opacities, scales, quats, rgb], dim=-1)[None]
-
-
-def best_time(work: Callable[[], None], device: str, seconds: float) -> float:
-    """The shortest of the repetitions that fit in `seconds`, at least two, after one that warms up."""
-    times: list[float] = []
-    work()
-    while len(times) < 2 or sum(times) < seconds:
-        start = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def measure(backend: str, count: int, size: int, seconds: float) -> tuple[float, float]:
-    """Milliseconds a view: forward, forward and backward."""
-    device = "cuda" if backend == "gsplat" else "cpu"
-    cameras = orbit([360 / VIEWS * i for i in range(VIEWS)], elevation=10, relative=False).to(device)
-    rows = ball(count).to(device).requires_grad_()
-
-    def forward() -> None:
-        with torch.no_grad():
-            render(Gaussians.from_tensor(rows), cameras, size, backend=backend)
-
-    def both() -> None:
-        rendering = render(Gaussians.from_tensor(rows), cameras, size, backend=backend)
-        loss = rendering.rgb.square().mean() + rendering.depth.mean() + rendering.alpha.mean()
-        torch.autograd.grad(loss, rows)
-
-    return tuple(1e3 / VIEWS * best_time(work, device, seconds) for work in (forward, both))
+from ouroboros3d.cli.options import Parser, say_loading
+from ouroboros3d.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["512@64", "4096@64", "16384@128", "65536@512"])
-    parser.add_argument("--backends", nargs="+", default=None, choices=["cpu", "dense", "gsplat"])
-    parser.add_argument("--seconds", type=float, default=2.0, help="time to spend on each number")
+    parser = Parser(__doc__)
+    sizes = ["512@64", "4096@64", "16384@128", "65536@512"]
+    parser.add_argument("--sizes", nargs="+", default=sizes, metavar="N@PIXELS", help="default: " + " ".join(sizes))
+    parser.add_argument("--backends", nargs="+", choices=["cpu", "dense", "gsplat"], help="default: all there are")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="time to spend on each number (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
-    backends = options.backends or ["dense", "cpu", *(["gsplat"] if torch.cuda.is_available() else [])]
+    try:
+        scenes = [tuple(int(part) for part in text.split("@", 1)) for text in options.sizes]
+        if min(min(scene) for scene in scenes) < 1 or {len(scene) for scene in scenes} != {2}:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--sizes {' '.join(options.sizes)}: want Gaussians@pixels, such as 4096@64") from None
+    say_loading()
+    from ouroboros3d.rendering.benchmark import compare
 
-    print(f"{torch.get_num_threads()} threads, {VIEWS} views; ms a view\n")
-    print(f"{'Gaussians@pixels':18}{'backend':10}{'forward':>10}{'with backward':>16}{'times dense':>14}")
-    for text in options.sizes:
-        count, size = (int(part) for part in text.split("@"))
-        reference = None
-        for backend in backends:
-            if backend == "dense" and count * size * size > DENSE_LIMIT:
-                continue
-            forward, both = measure(backend, count, size, options.seconds)
-            reference = both if backend == "dense" else reference
-            ratio = f"{reference / both:.0f}x faster" if reference and backend != "dense" else ""
-            print(f"{text:18}{backend:10}{forward:10.2f}{both:16.2f}{ratio:>14}", flush=True)
+    compare(scenes, options.backends, options.seconds)

@@ -8,14 +8,10 @@ and steps.png: the recursion on one of them.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
 from ouroboros3d.config.loading import load_config
-from ouroboros3d.inference.photo import load_condition_image
-from ouroboros3d.pipeline import Ouroboros3DPipeline
-from ouroboros3d.sampler import last_step
-from ouroboros3d.visualize import StepImages, labelled_grid, save_image, steps_picture, turntable_cameras
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ("armchair", "car", "child_chair", "cup", "lamp", "plant", "sofa", "tricycle")
@@ -24,13 +20,24 @@ TURN = 30  # degrees between turntable cameras; every fourth is shown
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "small.yaml"))
-    parser.add_argument("--elevation", type=float, default=12.0, help="of the inputs; those of testset/ have 8 to 20")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    parser = Parser(__doc__)
+    parser.add_argument("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
+    parser.add_argument(
+        "--elevation",
+        type=float,
+        default=12.0,
+        help="degrees the inputs' camera looks down; those of testset/ have 8 to 20 (default: %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", help="folder (default: docs/images)")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(options.config, overrides)
     config.cameras.elevation = options.elevation
+    say_loading()
+    from ouroboros3d.inference.photo import load_condition_image
+    from ouroboros3d.pipeline import Ouroboros3DPipeline
+    from ouroboros3d.sampler import last_step
+    from ouroboros3d.visualize import StepImages, labelled_grid, save_image, steps_picture, turntable_cameras
+
     pipeline = Ouroboros3DPipeline.from_config(config)
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
