@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.models.lgm import LGM
+from ouroboros3d.models.lgm_growth import grown
 from ouroboros3d.models.lgm_unet import sinusoidal_embedding
 from ouroboros3d.models.weights import CheckpointError, load_lgm
 
@@ -238,7 +239,7 @@ def test_a_grown_grid_starts_from_the_same_features(make_models, make_config, ma
     fine = {"up_channels": [32] * 3, "up_attention": [True, False, False], "colours": "residual"}
     coarse = make_models(make_config({"model": {"lgm": narrow}}, textbook=True)).lgm
     lgm = LGM(make_config({"model": {"lgm": narrow | fine}}).model.lgm, "textbook").eval()
-    lgm.load_state_dict(load_script("grow_lgm").grown(coarse.state_dict()))
+    lgm.load_state_dict(grown(coarse.state_dict()))
     seen = []
     for network in (coarse, lgm):
         network.unet.norm_out.register_forward_pre_hook(lambda _, x: seen.append(x[0]))

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
         "--elevation",
         type=float,
         default=12.0,
-        help="degrees the inputs' camera looks down; those of testset/ have 8 to 20 (default: %(default)s)",
+        help="degrees the camera looks down; testset/ has 8 to 20 (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", help="folder (default: docs/images)")
     options, overrides = parser.parse_known_args(arguments)
