@@ -105,5 +105,7 @@ def euler_schedule(config: SchedulerConfig, steps: int, device: torch.device | s
         sigma_min=config.sigma_min,
         sigma_max=config.sigma_max,
     )
-    scheduler.set_timesteps(steps, device=device)
+    scheduler.set_timesteps(steps)
+    scheduler.timesteps = scheduler.timesteps.to(device)  # the sigmas stay on the CPU, so that no step waits for them
+    scheduler.set_begin_index(0)
     return scheduler

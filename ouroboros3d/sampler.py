@@ -29,6 +29,7 @@ from ouroboros3d.errors import UserError
 from ouroboros3d.feedback import Feedback, choose_maps, feedback_maps
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.interfaces import Reconstructor, Renderer, Rendering
+from ouroboros3d.models.conditioning import Residuals
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, time_ids
 from ouroboros3d.timing import Stopwatch
@@ -86,6 +87,49 @@ class SamplerStep:
         return {"views": views} | {name: maps[index] for name, maps in self.feedback.items()}
 
 
+@dataclass(frozen=True)
+class StepPlan:
+    """What one step of the loop does; known before the first."""
+
+    sigma: float
+    guided: bool  # the U-Net sees the batch twice, unconditionally first
+    fed: bool  # it sees the maps of the step before, not zeros
+    made: bool  # the step is decoded, reconstructed and rendered
+
+    @property
+    def halves(self) -> int:
+        return 2 if self.guided else 1
+
+
+def plan_steps(config: SamplerConfig, sigmas: list[float], every_step: bool = True) -> list[StepPlan]:
+    """One plan per step for noise levels that fall, with or without the final 0. Without `every_step` only what feeds
+    the next step, and the last, is made."""
+    sigmas = sigmas[: config.steps]
+
+    def fed(step: int) -> bool:
+        """The paper's feedback-schedule table, thinned out."""
+        if not config.feedback or step < max(config.feedback_from, 1) or (step - 1) % config.feedback_every:
+            return False
+        return config.feedback_to is None or step < config.feedback_to
+
+    # A guidance of 1 throughout is the conditional prediction itself.
+    guided = any(weight != 1.0 for weight in config.guidance)
+    last = len(sigmas) - 1
+    return [
+        StepPlan(sigma, guided, fed(i), made=every_step or i == last or fed(i + 1)) for i, sigma in enumerate(sigmas)
+    ]
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """The U-Net's constant inputs for one or two guidance halves of a batch, R = B or 2B rows."""
+
+    context: Tensor  # [R, 1, D] image embedding
+    latent: Tensor  # [R, V, 4, h, w] condition latent
+    time_ids: Tensor  # [R, 3]
+    rays: Residuals
+
+
 class NumericalError(UserError, RuntimeError):
     """NaN or infinity inside the loop."""
 
@@ -118,7 +162,8 @@ class Sampler:
 
         Without `every_step`, steps that feed nothing to the next one are neither decoded nor yielded; the last always
         is. Its result is the same.
-        Raises ValueError for shapes that do not fit and NumericalError naming the step and part with NaN.
+        Raises ValueError for shapes that do not fit and NumericalError naming the first step and part with NaN: on a
+        CPU at once, on a GPU before the last step is yielded.
         """
         self._check(image, cameras, noise)
         clock, config = self.clock, self.config
@@ -127,71 +172,67 @@ class Sampler:
 
         # Everything that does not change over the steps: conditions, camera rays, guidance.
         with clock("condition", device):
+            scheduler = diffusion.euler_schedule(config.scheduler, config.steps, device)
+            plans = plan_steps(config, scheduler.sigmas.tolist(), every_step)
             scale = diffusion.guidance_ramp(*config.guidance, views, device)
-            halves = 2 if self._has_unconditional_half() else 1
-            context, condition = self._condition(image, noise, halves)
-            noise_ids = torch.full((halves * len(image),), config.noise_augmentation, device=device)
-            ids = time_ids(self.unet.config.micro_conditions, noise_ids)
-            rays = self.unet.encode_cameras(cameras, noise.latents.shape[-1]).repeat(halves)
+            conditions = self._conditions(image, cameras, noise, {plan.halves for plan in plans})
             lgm_rays = self.reconstructor.encode_cameras(cameras)
-        scheduler = diffusion.euler_schedule(config.scheduler, config.steps, device)
-        condition = condition[:, None].expand(-1, views, -1, -1, -1)
         x = noise.latents * scheduler.init_noise_sigma
         blank = torch.zeros(len(image), views, 3, size, size, device=device)
         empty: Feedback = {name: blank for name in self.unet.config.feedback}
         empty_features = None  # constant: computed once however many steps go without feedback
-        feedback = None
+        feedback: Feedback = empty
+        finite = FiniteWatch()
 
-        for i, t in enumerate(scheduler.timesteps):
-            sigma = scheduler.sigmas[i]
+        for i, (plan, t) in enumerate(zip(plans, scheduler.timesteps, strict=False)):
             with clock("unet", device):
-                if feedback is not None and self._receives(i):
-                    features = self.unet.encode_feedback(feedback).repeat(halves)
+                if plan.fed:
+                    features = self.unet.encode_feedback(feedback)
                 else:
                     if empty_features is None:
-                        empty_features = self.unet.encode_feedback(empty).repeat(halves)
+                        empty_features = self.unet.encode_feedback(empty)
                     features = empty_features
-                scaled = scheduler.scale_model_input(x, t).repeat(halves, 1, 1, 1, 1)
-                sample = torch.cat([scaled, condition], dim=2).to(dtype)
-                v = self.unet(sample, t, context.to(dtype), ids, rays, features).float()
-                v = diffusion.guided(v, scale) if halves == 2 else v
+                given, features = conditions[plan.halves], features.repeat(plan.halves)
+                scaled = scheduler.scale_model_input(x, t).repeat(plan.halves, 1, 1, 1, 1)
+                sample = torch.cat([scaled, given.latent], dim=2).to(dtype)
+                inputs = sample, t, given.context, given.time_ids, given.rays, features
+                v = self.unet(*inputs, conditional_half=not plan.guided).float()
+                v = diffusion.guided(v, scale) if plan.guided else v
                 step = scheduler.step(v, t, x)
                 x, x0 = step.prev_sample, step.pred_original_sample
-            if not (every_step or i == config.steps - 1 or self._receives(i + 1)):
-                _require_finite(x0, i, "latents")
+                finite(x0, i, "latents")
+            if not plan.made:
                 continue
             with clock("decode", device):
                 decoded = self.svd.decode(x0)
+                finite(decoded, i, "decoded views")
             with clock("reconstruct", device):
                 gaussians = self.reconstructor(decoded, cameras, t, lgm_rays)
+                finite(gaussians.to_tensor(), i, "Gaussians")
             with clock("render", device):
-                _require_finite(decoded, i, "decoded views")
-                _require_finite(gaussians.to_tensor(), i, "Gaussians")
                 rendering = self.renderer(gaussians, cameras, size)
                 maps = feedback_maps(rendering, cameras, self.model.conventions.coordinates_map)
             fed = maps if config.feedback_of == "own" else {name: m.roll(1, 0) for name, m in maps.items()}
             feedback = choose_maps(fed, self.unet.config.feedback, config.feedback)
-            yield SamplerStep(i, config.steps, sigma.item(), x, x0, decoded, gaussians, rendering, maps, v)
+            if i == len(plans) - 1:
+                finite.look()
+            yield SamplerStep(i, len(plans), plan.sigma, x, x0, decoded, gaussians, rendering, maps, v)
 
-    def _receives(self, step: int) -> bool:
-        """Whether a step is fed the maps of the step before it (the paper's feedback-schedule table)."""
-        config = self.config
-        if not config.feedback or step < config.feedback_from or (step - 1) % config.feedback_every:
-            return False
-        return config.feedback_to is None or step < config.feedback_to
-
-    def _has_unconditional_half(self) -> bool:
-        """Whether the U-Net sees the batch twice. A guidance of 1 throughout is the conditional prediction itself,
-        except where the two halves share their contexts (quirk 2)."""
-        shared = self.model.conventions.temporal_context == "release"
-        return shared or any(weight != 1.0 for weight in self.config.guidance)
-
-    def _condition(self, image: Tensor, noise: Noise, halves: int) -> tuple[Tensor, Tensor]:
-        """(context [2B, 1, D], condition latent [2B, 4, h, w]), zeros for the unconditional half (quirk 11); with
-        one half the conditional rows alone."""
+    def _conditions(self, image: Tensor, cameras: Cameras, noise: Noise, halves: set[int]) -> dict[int, _Condition]:
+        """What the U-Net is given in every step, by the number of guidance halves it sees; with two halves the
+        unconditional one comes first and has zeros for embedding and latent (quirk 11)."""
         embedding = self.svd.embed_image(image).float()
         latent = self.svd.encode(image + self.config.noise_augmentation * noise.image, noise.posterior).float()
-        return tuple(torch.cat([torch.zeros_like(c)] * (halves - 1) + [c]) for c in (embedding, latent))
+        latent = latent[:, None].expand(-1, cameras.num_views, -1, -1, -1)
+        rays = self.unet.encode_cameras(cameras, noise.latents.shape[-1])
+        augmentation = torch.full((len(image),), self.config.noise_augmentation, device=image.device)
+        ids = time_ids(self.unet.config.micro_conditions, augmentation)
+
+        def condition(times: int) -> _Condition:
+            context, condition = (torch.cat([torch.zeros_like(c)] * (times - 1) + [c]) for c in (embedding, latent))
+            return _Condition(context.to(self.unet.unet.dtype), condition, ids.repeat(times, 1), rays.repeat(times))
+
+        return {times: condition(times) for times in halves}
 
     def _check(self, image: Tensor, cameras: Cameras, noise: Noise) -> None:
         size, batch = self.model.image_size, cameras.batch_size
@@ -216,12 +257,27 @@ def last_step(steps: Iterator[SamplerStep], each: Callable[[SamplerStep], None] 
     return step
 
 
-def _require_finite(x: Tensor, step: int, what: str) -> None:
-    if not torch.isfinite(x).all():
-        raise NumericalError(
-            f"NaN or infinity in the {what} of step {step}: the weights are damaged, do not match the config, or "
-            "overflow the precision (try --dtype float32)"
-        )
+class FiniteWatch:
+    """Notes where NaN and infinity appear. A GPU is asked once, by `look`: it need not wait in every step."""
+
+    def __init__(self) -> None:
+        self._finite: list[Tensor] = []
+        self._where: list[str] = []
+
+    def __call__(self, x: Tensor, step: int, what: str) -> None:
+        self._finite.append(torch.isfinite(x).all())
+        self._where.append(f"{what} of step {step}")
+        if x.device.type == "cpu":
+            self.look()
+
+    def look(self) -> None:
+        """Raises NumericalError naming the first step and part that was not finite."""
+        finite = torch.stack(self._finite).tolist()
+        if not all(finite):
+            raise NumericalError(
+                f"NaN or infinity in the {self._where[finite.index(False)]}: the weights are damaged, do not match "
+                "the config, or overflow the precision (try --dtype float32)"
+            )
 
 
 def noise_seed(seed: int, name: str) -> int:

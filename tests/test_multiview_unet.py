@@ -1,9 +1,11 @@
 """The multi-view U-Net: SVD's own forward where nothing is added, and additions exactly where they belong."""
 
+import copy
 import functools
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from ouroboros3d.models.conditioning import Residuals
 from ouroboros3d.models.multiview_unet import MultiViewUNet
@@ -33,8 +35,10 @@ class TestAgainstDiffusers:
     @pytest.mark.parametrize("batch", [1, 2])
     def test_without_residuals_it_is_diffusers_forward_bit_for_bit(self, textbook, batch, size):
         sample, t, context, ids = inputs(batch, size)
+        diffusers = copy.deepcopy(textbook.unet.unet)
+        diffusers.set_attn_processor(AttnProcessor2_0())
         with torch.no_grad():
-            theirs = textbook.unet.unet(sample, t, context, ids).sample
+            theirs = diffusers(sample, t, context, ids).sample
         assert torch.equal(run(textbook.unet, (sample, t, context, ids)), theirs)
 
     def test_residuals_of_zero_change_nothing(self, textbook, make_cameras):
@@ -90,6 +94,21 @@ class TestContextOrder:
         assert len(context) == 2 * 2 * 2  # two samples of 2 x 2 positions
         for row in range(len(context)):
             assert torch.equal(context[row], given[2][row % 2])
+
+    @pytest.mark.parametrize("batch", [1, 2])
+    def test_the_conditional_half_alone_is_its_rows_of_the_pair(self, release, make_cameras, batch):
+        unet, (sample, t, context, ids) = release.unet, inputs(batch)
+        rays = unet.encode_cameras(make_cameras(batch), 8)
+        features = unet.encode_feedback(feedback_maps(batch))
+        unconditional = sample.clone()
+        unconditional[:, :, 4:] = 0
+        pair = torch.cat([unconditional, sample]), t.repeat(2), torch.cat([0 * context, context]), ids.repeat(2, 1)
+        expected = run(unet, pair, rays.repeat(2), features.repeat(2))[batch:]
+        with torch.no_grad():
+            alone = unet(sample, t, context, ids, rays, features, conditional_half=True)
+            wrong = unet(sample, t, context, ids, rays, features)
+        size = expected.norm()
+        assert (alone - expected).norm() < 1e-6 * size < 1e-3 * size < (wrong - expected).norm()
 
 
 class TestBatch:

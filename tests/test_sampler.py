@@ -238,12 +238,17 @@ class TestGuidance:
         torch.testing.assert_close(v, conditional, atol=1e-5, rtol=1e-4)
         assert (v - mixed).abs().max() > 1e-3
 
-    def test_but_the_release_mixes_the_halves_so_that_it_stays(self, make_sampler, make_cameras):
-        sampler = make_sampler(steps=1, guidance=[1.0, 1.0])
-        with spied(sampler.unet, "forward") as calls:
-            (step,) = run(sampler, make_cameras())
-        assert len(calls[0][1]) == 2
-        torch.testing.assert_close(step.v, calls[0][1][1:])
+    @pytest.mark.parametrize("batch", [1, 2])
+    def test_nor_does_the_releases_context_order(self, make_sampler, make_cameras, batch):
+        """Quirk 2 lets the conditional half see the unconditional one's context, which is known to be zero."""
+        results = []
+        for guidance, rows in ([1.0, 1.0], batch), ([1.0, 1.0 + 1e-12], 2 * batch):
+            sampler = make_sampler(guidance=guidance, steps=2)
+            with spied(sampler.unet, "forward") as calls:
+                steps = run(sampler, make_cameras(batch), batch)
+            assert {len(result) for _, result in calls} == {rows}
+            results.append(steps[-1].x0)
+        torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 
     def test_the_unconditional_half_has_no_image(self, make_sampler, make_cameras):
         sampler = make_sampler(steps=1)
@@ -325,7 +330,7 @@ class TestErrors:
 
     def test_nan_in_the_diffusion_weights_names_step_and_part(self, make_sampler, make_cameras, models):
         models.unet.unet.conv_out.bias.data[0] = float("nan")
-        with pytest.raises(NumericalError, match="decoded views of step 0"):
+        with pytest.raises(NumericalError, match="latents of step 0"):
             run(make_sampler(models), make_cameras())
 
     @pytest.mark.parametrize("channel", [0, 3, 6, 9, 12])  # means, opacity, scales, quaternion, rgb

@@ -23,6 +23,8 @@ class Residuals:
 
     def repeat(self, times: int) -> Residuals:
         """The same features for a batch repeated as a whole, as guidance does."""
+        if times == 1:
+            return self
 
         def again(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.repeat(times, 1, 1, 1)

@@ -16,6 +16,7 @@ from ouroboros3d.feedback import Feedback
 from ouroboros3d.geometry import embedded_rays
 from ouroboros3d.models.conditioning import RayEncoder, Residuals, feedback_encoder, sum_features
 from ouroboros3d.models.norms import set_norm_groups
+from ouroboros3d.models.one_key import use_one_key_attention
 
 
 class MultiViewUNet(nn.Module):
@@ -29,6 +30,7 @@ class MultiViewUNet(nn.Module):
         config, conventions = model.multiview, model.conventions
         self.config, self.conventions = config, conventions
         self.unet = make_unet(model)
+        use_one_key_attention(self.unet)
         widths = list(config.unet.block_out_channels)
         rays = 6 * (2 * config.ray_octaves + 1)
         self.cond_encoder = nn.ModuleList(
@@ -38,10 +40,11 @@ class MultiViewUNet(nn.Module):
         self.down_plucker = nn.ModuleList(RayEncoder(rays, c) for c in [widths[0], *widths[:-1]])
         self.mid_plucker = RayEncoder(rays, widths[-1])
         self.up_plucker = nn.ModuleList(RayEncoder(rays, c) for c in [widths[-1], *reversed(widths[1:])])
+        self._context_order = ReleaseContextOrder()
         if conventions.temporal_context == "release":
             for name, block in self.unet.named_modules():
                 if name.rpartition(".")[0].endswith("temporal_transformer_blocks"):
-                    block.register_forward_pre_hook(_context_in_release_order, with_kwargs=True)
+                    block.register_forward_pre_hook(self._context_order, with_kwargs=True)
 
     def encode_cameras(self, cameras: Cameras, size: int) -> Residuals:
         """Ray features of every block for latents of `size` pixels; once per sampling run.
@@ -88,6 +91,7 @@ class MultiViewUNet(nn.Module):
         time_ids: Tensor,
         rays: Residuals,
         feedback: Residuals,
+        conditional_half: bool = False,
     ) -> Tensor:
         """v-prediction [B, V, 4, h, w].
 
@@ -95,8 +99,11 @@ class MultiViewUNet(nn.Module):
         context [B, 1, D]: the image embedding. time_ids [B, 3]: fps - 1, motion bucket, noise augmentation.
         Rays are added to what enters each block, skip connections included; feedback inside the down blocks, before
         their downsampler, and after the mid block (quirks 4 and 5).
+        `conditional_half`: the batch is the second half of a guidance pair whose first is left out; the release's
+        context order (quirk 2) is still that of the pair.
         """
         unet = self.unet
+        self._context_order.conditional_half = conditional_half
         batch, views = sample.shape[:2]
         emb = self._embed_time(c_noise.expand(batch), time_ids, sample.dtype).repeat_interleave(views, dim=0)
         context = context.repeat_interleave(views, dim=0)
@@ -167,13 +174,20 @@ def _resnet(block: nn.Module, resnet: nn.Module, x: Tensor, emb: Tensor, indicat
     return resnet(x, emb, image_only_indicator=indicator)
 
 
-def _context_in_release_order(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Quirk 2: hands a temporal transformer block its context in the order of diffusers 0.25.
+class ReleaseContextOrder:
+    """Quirk 2: a hook that hands a temporal transformer block its context in the order of diffusers 0.25.
 
     Rows of the hidden states are (sample, position). Here each row gets its own sample's context; diffusers 0.25,
     with which the release was trained, repeated it as (position, sample), so row r sees sample r mod B.
     """
-    hidden, context = args[0], kwargs["encoder_hidden_states"]
-    batch = hidden.shape[0] // kwargs["num_frames"]
-    per_sample = context.unflatten(0, (batch, -1))[:, 0]
-    return args, kwargs | {"encoder_hidden_states": per_sample.repeat(len(context) // batch, 1, 1)}
+
+    conditional_half = False  # the rows are the second half of a pair; the contexts of the first are zeros
+
+    def __call__(self, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        hidden, context = args[0], kwargs["encoder_hidden_states"]
+        rows, batch = len(context), hidden.shape[0] // kwargs["num_frames"]
+        contexts = context.unflatten(0, (batch, -1))[:, 0]
+        if self.conditional_half:
+            contexts = torch.cat([torch.zeros_like(contexts), contexts])
+        ordered = contexts.repeat(rows // batch, 1, 1)
+        return args, kwargs | {"encoder_hidden_states": ordered[-rows:]}
