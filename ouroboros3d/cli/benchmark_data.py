@@ -31,7 +31,7 @@ from ouroboros3d.config.schema import Config, DataConfig, ModelConfig
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.orbit_files import read_ids
 from ouroboros3d.data.orbits import OrbitDataset
-from ouroboros3d.data.shards import INDEX
+from ouroboros3d.data.remote import INDEX, local_root
 from ouroboros3d.errors import UserError
 
 FIELDS = ("workers", "images/s", "images/CPU s", "opened in", "takes", "first batch", "a worker's own")
@@ -110,7 +110,7 @@ def verdict(rate: float, gpus: int, images: float, cores: int) -> str:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="folder of orbits or of shards")
+    parser.add_argument("root", help="folder of orbits or of shards, or an address of shards")
     parser.add_argument("--list", default="train.txt", help="of ids, in ROOT (default: %(default)s)")
     parser.add_argument("--size", type=int, default=512, help="pixels (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=4, help="examples (default: %(default)s)")
@@ -125,8 +125,9 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # as in a worker
 
-    source = linked(options.root, options.list, options.links) if options.links else None
-    with source or nullcontext(options.root) as root:
+    local = local_root(options.root, options.list, options.cache_dir)
+    source = linked(local, options.list, options.links) if options.links else None
+    with source or nullcontext(local) as root:
         count = len(read_ids(root / options.list))
         print(
             f"{options.root}/{options.list}: {count} orbits, {VIEWS} views of {options.size} px, cache {options.cache}"

@@ -35,7 +35,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     relative to itself. Config files and `data.root` that are not in the working folder are looked up in the repository.
     Raises ConfigError."""
     config = _merge([*_layers(path), *((text, _parse_override(text)) for text in overrides)])
-    config.data.root = str(locate(config.data.root))
+    if not re.match(r"[A-Za-z][\w+.-]+:", config.data.root):  # an address
+        config.data.root = str(locate(config.data.root))
     return config
 
 

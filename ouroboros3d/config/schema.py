@@ -209,7 +209,8 @@ class TurntableConfig:
 
 @dataclass
 class DataConfig:
-    root: str = "data/orbits"  # a folder of orbits, or of the shards that scripts/make_shards.py makes of one
+    # a folder of orbits, or of the shards that scripts/make_shards.py makes of one; or their address or pattern
+    root: str = "data/orbits"
     train: str = "train.txt"
     val: str = "val.txt"
     background: Literal["white", "black", "grey", "random"] = "white"  # random: one per training example

@@ -37,6 +37,7 @@ from ouroboros3d.data.orbit_files import (
     read_views,
     some,
 )
+from ouroboros3d.data.remote import local_root
 from ouroboros3d.data.shards import open_orbits
 
 _log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class OrbitDataset(Dataset):
         self.data, self.start_view, self.seed = data, start_view, config.train.seed
         self.size, self.num_views = config.model.image_size, config.cameras.num_views
         self.extra_views = config.objective.extra_views
-        self.root = Path(data.root)
+        self.root = local_root(data.root, list_file, data.cache_dir)
         self.list_file = self.root / list_file
         self.ids = Ids(read_ids(self.list_file))
         selection = config.model.conventions.view_selection
