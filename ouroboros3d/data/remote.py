@@ -3,8 +3,8 @@
     https://host/shards                          a folder that scripts/make_shards.py wrote
     https://host/shards/train-{000000..000099}.tar, data/shards/train-0000*.tar      some of its shards, or anybody's
 
-http and https are asked for the bytes of one orbit at a time; whatever else webdataset opens (pipe:, s3:, gs:, ...), and
-servers that know no ranges, for whole shards. A stopped download goes on with what is missing.
+http and https are asked for the bytes of one orbit at a time; whatever else webdataset opens (pipe:, s3:, gs:, ...),
+and servers that know no ranges, for whole shards. A stopped download goes on with what is missing.
 """
 
 from __future__ import annotations
