@@ -83,7 +83,7 @@ class LGM(nn.Module, Reconstructor):
 
     def _pixels(self, images: Tensor) -> Tensor:
         """[B, N, 3] in [0, 1]: the input view's colour at each Gaussian's pixel."""
-        views = images[:, self.select(images.shape[1])].flatten(0, 1).float() * 0.5 + 0.5
+        views = images[:, self.input_views(images.shape[1])].flatten(0, 1).float() * 0.5 + 0.5
         views = F.interpolate(views, (self.config.splat_size,) * 2, mode="area").clamp(0, 1)
         return rearrange(views, "(b v) c h w -> b (v h w) c", b=len(images))
 
