@@ -14,7 +14,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from ouroboros3d.cameras import Cameras, frame_indices, orbit
 from ouroboros3d.config.schema import BACKGROUNDS, Config, ModelConfig, PretrainedConfig
-from ouroboros3d.errors import ConfigError
+from ouroboros3d.errors import ConfigError, one_line
 from ouroboros3d.files import locate
 from ouroboros3d.interfaces import Reconstructor, Renderer
 from ouroboros3d.models.lgm import LGM
@@ -125,7 +125,7 @@ def from_pretrained(cls: type, source: str, part: str):
     try:
         return cls.from_pretrained(source, subfolder=part)
     except Exception as error:  # the hub's, safetensors' and the library's own errors have no common base
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = one_line(error)
         if Path(source).exists():
             reason = f"cannot load '{part}' from this folder: {reason}"
         elif source.startswith(("/", ".", "~")) or source.count("/") != 1:

@@ -69,10 +69,6 @@ class Cameras:
         """The chosen scenes of the batch."""
         return Cameras(self.c2w[index], self.K[index])
 
-    def repeat(self, times: int) -> Cameras:
-        """The whole batch `times` times over: [times * B, V, ...]."""
-        return Cameras(self.c2w.repeat(times, 1, 1, 1), self.K.repeat(times, 1, 1, 1))
-
     def to(self, *args, **kwargs) -> Cameras:
         return Cameras(self.c2w.to(*args, **kwargs), self.K.to(*args, **kwargs))
 

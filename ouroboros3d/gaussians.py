@@ -90,12 +90,6 @@ class Gaussians:
         quats += [half_cos * j - half_sin * k, half_cos * k + half_sin * j]
         return replace(self, means=means, quats=torch.stack(quats, dim=-1))
 
-    def scenes(self, index: slice | list[int] | Tensor) -> Gaussians:
-        """The chosen scenes of the batch."""
-        return Gaussians(
-            self.means[index], self.quats[index], self.scales[index], self.opacities[index], self.rgb[index]
-        )
-
     def detach(self) -> Gaussians:
         return Gaussians(
             *(t.detach() for t in (self.means, self.quats, self.scales, self.opacities, self.rgb)),

@@ -38,7 +38,7 @@ from ouroboros3d.config.loading import load_config, save_model_config
 from ouroboros3d.config.schema import BACKGROUNDS, Config
 from ouroboros3d.devices import DTYPE_NAMES, DeviceError, pick_device
 from ouroboros3d.diffusion import euler_schedule
-from ouroboros3d.errors import ConfigError
+from ouroboros3d.errors import ConfigError, one_line
 from ouroboros3d.export.object3d import Object3D, Step3D
 from ouroboros3d.files import check_writable_dir, locate
 from ouroboros3d.gaussians import Gaussians
@@ -382,7 +382,7 @@ def _find_folder(source: str | Path) -> Path:
 
         return Path(snapshot_download(name))
     except Exception as error:  # the hub's errors have no common useful base
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = one_line(error)
         raise CheckpointError(f"{source}: no such folder, and the hub did not answer ({reason})") from error
 
 

@@ -230,12 +230,13 @@ def test_processes_that_fail_or_are_stopped(ablate):
         (["--steps", "2", "--budget", "1m"], "either --steps"),
         (["--budget", "soon"], "soon"),
         (["--steps", "2", "--rows", "everything"], "--rows everything: must be of feedback, schedule, controls"),
-        (["--steps", "2", "--start", "/nonexistent"], "--start /nonexistent: no such checkpoint folder"),
-        (["--steps", "2", "--base", "/nonexistent.yaml"], "/nonexistent.yaml: no such config file"),
+        (["--steps", "2", "--start", "MISSING"], "--start MISSING: no such checkpoint folder"),
+        (["--steps", "2", "--base", "MISSING.yaml"], "MISSING.yaml: no such config file"),
         (["--steps", "2", "objective.feedbak=[]"], "objective.feedbak"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(ablate, base, tmp_path, capsys, more, words):
+    *more, words = (text.replace("MISSING", str(tmp_path / "missing")) for text in (*more, words))
     assert call(ablate.main, ["--base", str(base), "--out", str(tmp_path / "out"), *more], run=None) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and words in last, last

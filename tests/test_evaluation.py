@@ -467,17 +467,18 @@ class TestScript:
             (["--list", "none.txt"], ["none.txt", "cannot be read"]),
             (["--objects", "-1"], ["--objects"]),
             (["--batch", "0"], ["--batch"]),
-            (["--compare", "/nonexistent.csv"], ["/nonexistent.csv", "not a table of scores"]),
-            (["--config", "/nonexistent.yaml"], ["/nonexistent.yaml"]),
+            (["--compare", "MISSING.csv"], ["MISSING.csv", "not a table of scores"]),
+            (["--config", "MISSING.yaml"], ["MISSING.yaml"]),
             (["--device", "tpu"], ["--device tpu"]),
             (["sampler.step=3"], ["sampler.step"]),
             (["--out", "/proc/nothing"], ["/proc/nothing", "choose another output folder"]),
         ],
     )
-    def test_bad_input_is_one_line_and_status_2(self, script, capsys, arguments, words):
-        assert script(*arguments) == 2
+    def test_bad_input_is_one_line_and_status_2(self, script, capsys, tmp_path, arguments, words):
+        missing = str(tmp_path / "missing")
+        assert script(*(text.replace("MISSING", missing) for text in arguments)) == 2
         last = capsys.readouterr().err.strip().splitlines()[-1]
-        assert last.startswith("error: ") and all(word in last for word in words), last
+        assert last.startswith("error: ") and all(word.replace("MISSING", missing) in last for word in words), last
 
     def test_a_table_of_something_else(self, script, capsys, tmp_path):
         (tmp_path / "a.csv").write_text("name,value\nx,1\n")

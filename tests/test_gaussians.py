@@ -106,6 +106,6 @@ class TestPly:
 
 def test_choosing_scenes_and_detaching(gaussians):
     two = Gaussians.from_tensor(torch.cat([gaussians.to_tensor(), 2 * gaussians.to_tensor()]).requires_grad_())
-    assert torch.equal(two.scenes([1]).means, 2 * gaussians.means)
+    assert torch.equal(two.scene(1).means, 2 * gaussians.means)
     assert two.means.requires_grad and not two.detach().means.requires_grad
     assert two.to(torch.float64).rgb.dtype == torch.float64

@@ -284,8 +284,8 @@ def test_without_weights_nothing_is_made_up(model, tmp_path, capsys):
 
 
 def test_a_hub_that_cannot_be_reached_is_named(model, tmp_path, capsys):
-    status = infer(model, tmp_path, "model.pretrained.svd=/nonexistent")
-    refused(status, capsys, "model.pretrained.svd=/nonexistent", "no such folder")
+    status = infer(model, tmp_path, f"model.pretrained.svd={tmp_path / 'missing'}")
+    refused(status, capsys, f"model.pretrained.svd={tmp_path / 'missing'}", "no such folder")
 
 
 def test_nan_in_the_loop_ends_it(model, tmp_path, capsys):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.parity.suites import SUITES, Case, FixtureError, Fixtures
+from tests.parity.fixtures import Case, FixtureError, Fixtures
+from tests.parity.suites import SUITES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(os.environ.get("OUROBOROS3D_PARITY", ROOT.parent / "shared" / "parity"))
@@ -40,7 +41,7 @@ def test_carried_numbers(suite, at_least):
 
 def test_a_difference_is_noticed(tmp_path):
     """The check itself can fail: by NaN, by a wrong shape, by a value."""
-    from tests.parity.suites import close, pictures
+    from tests.parity.fixtures import close, pictures
 
     one = torch.ones(2, 3, 4, 4)
     assert close("x", one, one, 0).ok

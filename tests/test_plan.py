@@ -137,7 +137,7 @@ class TestDryRun:
 
         status = call(main, ["--config", str(setting / "tiny.yaml"), "--dry_run", *overrides])
         out, error = capsys.readouterr()
-        return status, " ".join(out.split()), error
+        return status, " ".join(out.split()), error.removeprefix("loading libraries\n")
 
     def test_it_says_what_would_happen_and_leaves_nothing(self, setting, capsys, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "1")
@@ -159,13 +159,14 @@ class TestDryRun:
     @pytest.mark.parametrize(
         ("overrides", "words"),
         [
-            (["data.root=/nonexistent"], "/nonexistent: no such folder"),
+            (["data.root=MISSING"], "MISSING: no such folder"),
             (["data.val=train.txt"], "3 of its 3 objects are in data.train"),
-            (["model.pretrained.lgm=/nonexistent.pth"], "model.pretrained.lgm = /nonexistent.pth: is not there"),
+            (["model.pretrained.lgm=MISSING.pth"], "model.pretrained.lgm = MISSING.pth: is not there"),
             (["train.batch_size=4"], "4 samples a step, and the training set has 3"),
         ],
     )
-    def test_what_would_stop_it_is_one_line_and_status_2(self, setting, capsys, overrides, words):
+    def test_what_would_stop_it_is_one_line_and_status_2(self, setting, capsys, tmp_path, overrides, words):
+        *overrides, words = (text.replace("MISSING", str(tmp_path / "missing")) for text in (*overrides, words))
         status, out, error = self.run(setting, capsys, *overrides)
         assert status == 2 and words in out
         assert error.startswith("error: ") and words in error and error.count("\n") == 1

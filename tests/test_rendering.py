@@ -143,7 +143,7 @@ def test_a_batch_equals_its_scenes_and_views_bit_for_bit() -> None:
     together = render(gaussians, cameras, SIZE, backend="cpu")
     for scene in range(2):
         for view in range(2):
-            alone = render(gaussians.scenes([scene]), cameras.scenes([scene]).views([view]), SIZE, backend="cpu")
+            alone = render(gaussians.scene(scene), cameras.scenes([scene]).views([view]), SIZE, backend="cpu")
             for name in ("rgb", "depth", "alpha"):
                 assert torch.equal(getattr(alone, name)[0, 0], getattr(together, name)[scene, view])
 
@@ -168,7 +168,7 @@ def test_nothing_to_see_is_the_background(backend: str) -> None:
     empty = random_scene(count=0)
     behind = random_scene(count=5)
     behind = replace(behind, means=behind.means + torch.tensor([0.0, 0.0, 50.0]))
-    for gaussians, cameras in ((empty, random_cameras()), (behind, orbit([0.0]).repeat(2))):
+    for gaussians, cameras in ((empty, random_cameras()), (behind, orbit([0.0]).scenes([0, 0]))):
         leaves = parameters(gaussians)
         rendering = render(leaves, cameras, SIZE, background, backend)
         assert torch.equal(rendering.rgb, background.to(rendering.rgb)[:, None, None].expand(rendering.rgb.shape))

@@ -194,19 +194,19 @@ def test_a_run_of_another_configuration_is_not_resumed_and_not_touched(joint, se
     [
         (["train.stepz=3"], ["train.stepz"]),
         (["train.steps=many"], ["train.steps", "many"]),
-        (["data.root=/nonexistent"], ["/nonexistent", "no such folder"]),
-        (["model.pretrained.checkpoint=/nonexistent"], ["/nonexistent", "no such checkpoint folder"]),
+        (["data.root=MISSING"], ["MISSING", "no such folder"]),
+        (["model.pretrained.checkpoint=MISSING"], ["MISSING", "no such checkpoint folder"]),
         (["objective.lpips_weight=1"], ["objective.lpips_weight"]),
         (["objective.diffusion=false", "objective.reconstruction=none"], ["objective.diffusion", "nothing"]),
-        (["train.resume=/nonexistent"], ["train.resume", "/nonexistent"]),
-        (["--resume", "/nonexistent"], ["train.resume", "/nonexistent"]),
+        (["train.resume=MISSING"], ["train.resume", "MISSING"]),
+        (["--resume", "MISSING"], ["train.resume", "MISSING"]),
         (["data.val=train.txt"], ["data.val = train.txt", "3 of its 3", "object_1, object_2, object_3"]),
         (["train.batch_size=4"], ["train.batch_size", "4 samples a step", "has 3"]),
         (["train.optimizer=sgd"], ["train.optimizer", "sgd", "adamw_8bit"]),
         (["train.spike_factor=0.5"], ["train.spike_factor", "0.5", "more than 1"]),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(setting, capsys, overrides, words):
+def test_bad_input_is_one_line_and_status_2(setting, capsys, tmp_path, overrides, words):
     from ouroboros3d.cli.train import main
 
     arguments = [
@@ -216,9 +216,10 @@ def test_bad_input_is_one_line_and_status_2(setting, capsys, overrides, words):
         "cpu",
         f"train.output_dir={setting / 'bad'}",
     ]
-    assert call(main, [*arguments, *overrides]) == 2
+    missing = str(tmp_path / "missing")
+    assert call(main, [*arguments, *(text.replace("MISSING", missing) for text in overrides)]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("error: ") and all(word in last for word in words), last
+    assert last.startswith("error: ") and all(word.replace("MISSING", missing) in last for word in words), last
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -152,7 +152,7 @@ def test_turntable_with_the_real_renderer(gaussians):
 
 
 def test_turntable_refuses(gaussians):
-    two = gaussians.scenes([0, 0])
+    two = Gaussians.from_tensor(gaussians.to_tensor().repeat(2, 1, 1))
     with pytest.raises(ValueError, match="one scene"):
         next(turntable(two, render))
     with pytest.raises(ValueError, match="step"):

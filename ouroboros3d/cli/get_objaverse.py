@@ -34,7 +34,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ouroboros3d.datagen.assets import hash_position
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, one_line
 from ouroboros3d.files import check_writable_dir, write_csv, write_lines
 
 # What Objaverse calls a licence: its name and address.
@@ -83,7 +83,7 @@ def read_annotations(
         order = sorted(of_object, key=hash_position)
         annotations = objaverse.load_annotations(order)
     except (OSError, EOFError) as error:  # the network's, or a file of which an earlier run left a half
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"annotations: {reason}; is there internet? if so, delete {objaverse.BASE_PATH}") from error
     wanted = set(licences)
     uids = [uid for uid in order if annotations.get(uid, {}).get("license") in wanted][:limit]
@@ -122,7 +122,7 @@ def download(objaverse: ModuleType, uids: list[str], processes: int) -> tuple[di
                 for uid in chunk:
                     one = _load(objaverse, [uid], 1)
                     if isinstance(one, Exception):
-                        failures[uid] = " ".join(str(one).split()) or type(one).__name__
+                        failures[uid] = one_line(one)
                     else:
                         paths.update(one)
                 if not any(uid in paths for uid in chunk):

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ouroboros3d.config.checks import check_config
 from ouroboros3d.config.schema import Config, ModelConfig
-from ouroboros3d.errors import ConfigError
+from ouroboros3d.errors import ConfigError, one_line
 from ouroboros3d.files import atomic_path, locate
 
 # Keys that configurations of older code set, and what they follow from now: accepted where they say the same.
@@ -112,7 +112,7 @@ def _layers(path: str | Path | None) -> list[tuple[Path, DictConfig]]:
         try:
             layer = OmegaConf.load(path)
         except Exception as error:  # yaml's own errors have no common useful base
-            raise ConfigError(f"{path}: not a YAML mapping: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"{path}: not a YAML mapping: {one_line(error)}") from error
         if not isinstance(layer, DictConfig):
             raise ConfigError(f"{path}: not a YAML mapping of keys to values")
         base = layer.pop("base", None)
@@ -134,7 +134,7 @@ def _parse_override(text: str) -> DictConfig:
             OmegaConf.update(layer, key, "")
         return layer
     except Exception as error:  # yaml's own errors have no common useful base
-        raise ConfigError(f"{text}: not of the form key=value: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{text}: not of the form key=value: {one_line(error)}") from error
 
 
 def _type_of(key: str) -> Any:

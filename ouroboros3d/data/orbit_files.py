@@ -22,7 +22,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, one_line
 from ouroboros3d.files import read_list
 
 RENDER_AGAIN = "render this orbit again or take its id out of the list"
@@ -94,7 +94,7 @@ def read_ids(path: Path) -> list[str]:
     try:
         lines = read_list(path)
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({_reason(error)}); {hint}") from error
+        raise DataError(f"{path}: cannot be read ({one_line(error)}); {hint}") from error
     counts = Counter(filter(None, lines))
     if not counts:
         raise DataError(f"{path}: the list is empty; {hint}")
@@ -131,7 +131,7 @@ def read_meta(file: File, frames: int) -> OrbitMeta:
     except KeyError as error:
         raise DamagedOrbit(f"{file}: has no {error}; {RENDER_AGAIN}") from error
     except (ValueError, TypeError, IndexError) as error:
-        raise DamagedOrbit(f"{file}: cannot be read ({_reason(error)}); {RENDER_AGAIN}") from error
+        raise DamagedOrbit(f"{file}: cannot be read ({one_line(error)}); {RENDER_AGAIN}") from error
     if len(names) != frames:
         raise DamagedOrbit(f"{file}: has {len(names)} frames instead of {frames}; {RENDER_AGAIN}")
     if c2w.shape[1:] != (4, 4) or not c2w.isfinite().all() or not 0 < fov < 180:
@@ -162,7 +162,7 @@ def read_rgba(file: File, size: int) -> Tensor:
     except MemoryError:
         raise
     except Exception as error:  # a decoder raises whatever it trips over
-        reason = "no picture" if isinstance(error, UnidentifiedImageError) else _reason(error)
+        reason = "no picture" if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise DamagedOrbit(f"{file}: cannot be read ({reason}); {RENDER_AGAIN}") from error
     if rgba.width != rgba.height:
         raise DamagedOrbit(f"{file}: is {rgba.width} x {rgba.height}, not square; {RENDER_AGAIN}")
@@ -181,7 +181,7 @@ def read_depth(file: File, frames: int) -> Tensor:
     except MemoryError:
         raise
     except Exception as error:  # zipfile, zlib and numpy all have their own
-        raise DamagedOrbit(f"{file}: cannot be read ({_reason(error)}); {hint}") from error
+        raise DamagedOrbit(f"{file}: cannot be read ({one_line(error)}); {hint}") from error
     if depth.ndim != 3 or len(depth) != frames:
         raise DamagedOrbit(f"{file}: depth has shape {tuple(depth.shape)} instead of [{frames}, h, w]; {hint}")
     return depth
@@ -191,16 +191,10 @@ def _read(file: File, hint: str = RENDER_AGAIN) -> bytes:
     try:
         return file.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise DamagedOrbit(f"{file}: cannot be read ({_reason(error)}); {hint}") from error
+        raise DamagedOrbit(f"{file}: cannot be read ({one_line(error)}); {hint}") from error
     except ValueError as error:  # a name with a zero byte
         raise DamagedOrbit(f"{file}: cannot be read ({error}); {hint}") from error
     except OSError as error:  # the disk's or the network's, which may be over the next time: no reason to replace it
         if error.errno == errno.ENAMETOOLONG:
-            raise DamagedOrbit(f"{file}: cannot be read ({_reason(error)}); {hint}") from error
-        raise DataError(f"{file}: cannot be read ({_reason(error)}); see whether its disk is well") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__
+            raise DamagedOrbit(f"{file}: cannot be read ({one_line(error)}); {hint}") from error
+        raise DataError(f"{file}: cannot be read ({one_line(error)}); see whether its disk is well") from error

@@ -18,23 +18,21 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ouroboros3d.build import Models, build_renderer, build_sampler
-from ouroboros3d.cameras import Cameras
+from ouroboros3d.build import Models
 from ouroboros3d.config.loading import as_kwargs
-from ouroboros3d.config.schema import BACKGROUNDS, Config
+from ouroboros3d.config.schema import Config
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.orbit_files import read_ids
 from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.errors import ConfigError, UserError
 from ouroboros3d.evaluation.bootstrap import spread_evenly
 from ouroboros3d.evaluation.examples import Baselines, Example, Target, load_example, object_of, thin
-from ouroboros3d.evaluation.metrics import SOLID, picture_silhouette, point_scores, psnr, score_images
+from ouroboros3d.evaluation.metrics import SOLID, point_scores, psnr
 from ouroboros3d.evaluation.result_folder import Store
 from ouroboros3d.evaluation.score_tables import Row, key, object_name, rounded
+from ouroboros3d.evaluation.scorer import Scorer
 from ouroboros3d.gaussians import Gaussians
-from ouroboros3d.interfaces import Rendering
 from ouroboros3d.models.lpips import Lpips, make_lpips
-from ouroboros3d.sampler import last_step, noise_seed
 from ouroboros3d.visualize import save_image
 
 
@@ -49,19 +47,14 @@ class Evaluator:
         lpips: Lpips | None = None,
         baselines: Callable[[Example], dict[str, Tensor]] | None = None,
     ) -> None:
-        self.models, self.config, self.device = models, config, device
-        self.lpips, self.baselines = lpips, baselines
-        self.sampler, self.renderer = build_sampler(models, config), build_renderer(config)
-        self.background = BACKGROUNDS[config.data.background]
+        self.scorer, self.device, self.baselines = Scorer(models, config, lpips), device, baselines
 
     @torch.no_grad()
     def __call__(self, examples: Sequence[Example], seed: int) -> list[tuple[Row, dict[str, Tensor]]]:
         """A row, and its pictures [V, 3, H, W] in [0, 1] by name, of each example. Raises NumericalError."""
         batch = OrbitBatch.collate([example.item for example in examples]).to(self.device)
-        noise = self.sampler.draw_noise([noise_seed(seed, name) for name in batch.ids], batch.images.shape[1])
-        step = last_step(self.sampler(batch.images[:, 0], batch.cameras, noise.to(self.device), every_step=False))
-        clean = self.models.lgm(batch.images, batch.cameras, batch.images.new_zeros(()))
-        views = (step.views.float() * 0.5 + 0.5).clamp(0, 1)
+        step, views = self.scorer.loop(batch, seed)
+        clean = self.scorer.clean(batch)
         return [
             self._row(example, seed, views[i], step.gaussians.scene(i), clean.scene(i))
             for i, example in enumerate(examples)
@@ -72,25 +65,20 @@ class Evaluator:
     ) -> tuple[Row, dict[str, Tensor]]:
         targets = {name: target.to(self.device) for name, target in example.targets.items()}
         truth = targets["generated"]
-        values: dict[str, float] = {
-            "elevation": example.elevation,
-            "other_elevation": example.other_elevation,
-        }
-        shapes = picture_silhouette(views, self.background)
-        values |= self._scores("views_all", views, shapes, truth)
-        values |= self._scores("views_novel", views[1:], shapes[1:], truth, skip=1)
+        values = {"elevation": example.elevation, "other_elevation": example.other_elevation}
+        values |= self._scores("views_all", views, truth)
+        values |= self._scores("views_novel", views, truth, skip=1)
         pictures = {"truth": truth.images, "views": views}
         for name, gaussians in (("render", loop), ("clean", clean)):
             for place, target in targets.items():
-                rendering = self._render(gaussians, target.cameras)
-                rgb, shape = rendering.rgb[0], rendering.alpha[0] > SOLID
+                rgb, shape = (x[0] for x in self.scorer.render(gaussians, target.cameras))
                 if place != "generated":
-                    values |= self._scores(f"{name}_{place}", rgb, shape, target)
+                    values |= self._scores(f"{name}_{place}", rgb, target, shape)
                     continue
                 if name == "render":
                     pictures["3D"] = rgb
-                    values |= self._scores("render_all", rgb, shape, target)
-                values |= self._scores(f"{name}_novel", rgb[1:], shape[1:], target, skip=1)
+                    values |= self._scores("render_all", rgb, target, shape)
+                values |= self._scores(f"{name}_novel", rgb, target, shape, skip=1)
         for name in [c.removeprefix("views_novel_") for c in values if c.startswith("views_novel_")]:
             values[f"delta_{name}"] = values[f"views_novel_{name}"] - values[f"render_novel_{name}"]
         values["agreement_psnr"] = psnr(pictures["3D"][1:], views[1:]).mean().item()
@@ -99,21 +87,17 @@ class Evaluator:
             world = solid @ example.to_world[:3, :3].T + example.to_world[:3, 3]
             values |= point_scores(thin(world.float()), example.points)
         for name, images in self.baselines(example).items() if self.baselines else ():
-            images = images.to(self.device)
-            values |= self._scores(name, images[1:], picture_silhouette(images[1:], self.background), truth, skip=1)
+            values |= self._scores(name, images.to(self.device), truth, skip=1)
         row: Row = {"object": example.object, "id": example.item["id"], "seed": seed}
         return row | {name: rounded(value) for name, value in values.items()}, pictures
 
-    def _render(self, gaussians: Gaussians, cameras: Cameras) -> Rendering:
-        rendering = self.renderer(gaussians, cameras, self.config.model.image_size)
-        return replace(rendering, rgb=rendering.rgb.clamp(0, 1))
-
-    def _scores(self, name: str, images: Tensor, shape: Tensor, truth: Target, skip: int = 0) -> dict[str, float]:
-        """Of one object's pictures [V, 3, H, W]; `skip` of the truth's first views are left out."""
-        scores = score_images(
-            images[None], truth.images[None, skip:], truth.alpha[None, skip:], shape[None], self.lpips
-        )
-        return {f"{name}_{metric}": value.item() for metric, value in scores.items()}
+    def _scores(
+        self, name: str, images: Tensor, truth: Target, shape: Tensor | None = None, skip: int = 0
+    ) -> dict[str, float]:
+        """Of one object's pictures [V, 3, H, W]; the `skip` first views are left out."""
+        made, pictures, alpha = (x[None, skip:] for x in (images, truth.images, truth.alpha))
+        scores = self.scorer.scores(name, made, pictures, alpha, None if shape is None else shape[None, skip:])
+        return {metric: value.item() for metric, value in scores.items()}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ouroboros3d.config.schema import BACKGROUNDS, Config
 from ouroboros3d.data.orbit_files import DataError, read_meta, read_rgba
 from ouroboros3d.data.orbits import OrbitDataset
 from ouroboros3d.data.splits import build_dataset
+from ouroboros3d.errors import one_line
 from ouroboros3d.evaluation.bootstrap import spread_evenly
 from ouroboros3d.evaluation.score_tables import object_name
 
@@ -121,7 +122,7 @@ def read_points(root: Path, name: str) -> Tensor | None:
         if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0 or not points.isfinite().all():
             raise ValueError(f"`points` has shape {tuple(points.shape)} or values that are not finite")
     except Exception as error:  # zipfile, zlib and numpy all have their own
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DataError(f"{path}: cannot be used ({reason}); want `points` [N, 3]") from error
     return thin(points)
 

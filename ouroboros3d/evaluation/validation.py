@@ -13,15 +13,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ouroboros3d.build import Models, build_renderer, build_sampler
+from ouroboros3d.build import Models
 from ouroboros3d.cameras import Cameras
-from ouroboros3d.config.schema import BACKGROUNDS, Config
+from ouroboros3d.config.schema import Config
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.evaluation.bootstrap import spread_evenly
-from ouroboros3d.evaluation.metrics import SOLID, picture_silhouette, score_images
+from ouroboros3d.evaluation.metrics import SOLID
+from ouroboros3d.evaluation.scorer import Scorer
 from ouroboros3d.feedback import feedback_maps
 from ouroboros3d.gaussians import Gaussians
-from ouroboros3d.sampler import last_step, noise_seed
 from ouroboros3d.visualize import turntable, views_table
 
 TURN = 10.0  # degrees a frame of the turntables
@@ -52,7 +52,7 @@ class Validation:
         """`objects` of the dataset are looked at, by default `train.validate_objects`."""
         self.models, self.config = models, config
         self.batch = first_batch(dataset, objects or config.train.validate_objects)
-        self.renderer = build_renderer(config)
+        self.scorer = Scorer(models, config)
 
     @torch.no_grad()
     def __call__(self) -> tuple[dict[str, float], Pictures]:
@@ -68,8 +68,8 @@ class Validation:
 
     def _reconstructor(self) -> tuple[dict[str, float], dict[str, Tensor], Gaussians]:
         batch, lgm = self.batch, self.models.lgm
-        gaussians = lgm(batch.images, batch.cameras, batch.images.new_zeros(()))
-        rendering = self.renderer(gaussians, batch.cameras, batch.images.shape[-1])
+        gaussians = self.scorer.clean(batch)
+        rendering = self.scorer.renderer(gaussians, batch.cameras, batch.images.shape[-1])
         maps = feedback_maps(rendering, batch.cameras, self.config.model.conventions.coordinates_map)
         shape = rendering.alpha > SOLID
         inputs = lgm.input_views(batch.images.shape[1])
@@ -81,24 +81,20 @@ class Validation:
 
     def _loop(self) -> tuple[dict[str, float], dict[str, Tensor], Gaussians]:
         batch = self.batch
-        sampler = build_sampler(self.models, self.config)
-        seeds = [noise_seed(0, name) for name in batch.ids]
-        noise = sampler.draw_noise(seeds, batch.images.shape[1]).to(batch.images.device)
-        step = last_step(sampler(batch.images[:, 0], batch.cameras, noise, every_step=False))
-        views, rendered = (step.views * 0.5 + 0.5).clamp(0, 1), step.feedback["rgb"]
+        step, views = self.scorer.loop(batch, seed=0)
+        rendered = step.feedback["rgb"]
         novel = list(range(1, views.shape[1]))
-        background = BACKGROUNDS[self.config.data.background]
-        values = self._scores("views", views, picture_silhouette(views, background), novel)
+        values = self._scores("views", views, None, novel)
         values |= self._scores("render", rendered, step.rendering.alpha > SOLID, novel)
-        values["delta_psnr"] = abs(values["views_psnr"] - values["render_psnr"])
+        values["delta_psnr"] = values["views_psnr"] - values["render_psnr"]
         return values, {"views": views, "3D": rendered, "coordinates": step.feedback["ccm"]}, step.gaussians
 
-    def _scores(self, name: str, images: Tensor, shape: Tensor, index: list[int]) -> dict[str, float]:
+    def _scores(self, name: str, made: Tensor, shape: Tensor | None, index: list[int]) -> dict[str, float]:
         """Means over objects of the chosen views, [B, V, 3, H, W] in [0, 1]."""
         truth, alpha = self.batch.images * 0.5 + 0.5, self.batch.alpha
-        alpha = None if alpha is None else alpha[:, index]
-        scores = score_images(images[:, index], truth[:, index], alpha, shape[:, index])
-        return {f"{name}_{metric}": value.nanmean().item() for metric, value in scores.items()}
+        made, truth, alpha, shape = (x if x is None else x[:, index] for x in (made, truth, alpha, shape))
+        scores = self.scorer.scores(name, made, truth, alpha, shape)
+        return {metric: value.nanmean().item() for metric, value in scores.items()}
 
     def _picture(self, made: dict[str, Tensor]) -> Image.Image:
         """Truth and what was made, [B, V, 3, H, W] in [0, 1] by name, of every validation object below each other."""
@@ -111,7 +107,7 @@ class Validation:
         """Frames of all objects beside each other, each turning about its own up axis."""
         c, size = self.config.turntable, self.batch.images.shape[-1]
         turns = [
-            turntable(gaussians.scene(i), self.renderer, size, TURN, c.radius, c.fov, tilt=tilt)
+            turntable(gaussians.scene(i), self.scorer.renderer, size, TURN, c.radius, c.fov, tilt=tilt)
             for i, tilt in enumerate(tilts(self.batch.cameras))
         ]
         return [np.concatenate(frames, axis=1) for frames in zip(*turns, strict=True)]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ouroboros3d.errors import one_line
 from ouroboros3d.inference.colour import ImageError, to_srgb
 from ouroboros3d.inference.cutout import foreground_box, has_mask, remove_background, remove_white
 
@@ -157,8 +158,4 @@ def _too_large(path: Path) -> ImageError:
 
 
 def _unreadable(path: Path, error: Exception) -> ImageError:
-    return ImageError(f"{path}: is damaged or cut short ({_one_line(error)}); save or download it again")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return ImageError(f"{path}: is damaged or cut short ({one_line(error)}); save or download it again")

@@ -21,6 +21,7 @@ import imageio_ffmpeg
 
 from ouroboros3d.config.schema import BACKGROUNDS, Config
 from ouroboros3d.devices import pick_device
+from ouroboros3d.errors import one_line
 from ouroboros3d.files import OutputError, check_writable_dir, staged
 from ouroboros3d.gaussians import save_ply
 from ouroboros3d.inference.photo import ConditionImage, load_condition_image
@@ -134,4 +135,4 @@ def _check_ffmpeg() -> None:
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
-        raise OutputError(f"cannot write the video: {' '.join(str(error).split())}") from error
+        raise OutputError(f"cannot write the video: {one_line(error)}") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, one_line
 from ouroboros3d.files import atomic_path, check_writable_dir, staged
 from ouroboros3d.models.conditioning import silence
 
@@ -50,9 +49,9 @@ def read_state(path: str | Path) -> State:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: unreadable or truncated ({_first_line(error)}); fetch it again") from error
+        raise CheckpointError(f"{path}: unreadable or truncated ({one_line(error)}); fetch it again") from error
     except Exception as error:  # pickle.UnpicklingError: something other than tensors inside
-        raise CheckpointError(f"{path}: not a plain state dict of tensors ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: not a plain state dict of tensors ({one_line(error)})") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -272,7 +271,3 @@ def load_trained(path: str | Path, models) -> None:
 def load_lgm(path: str | Path, lgm: nn.Module) -> None:
     """Public LGM weights: the time embedding's keys, and only those, may be missing; they keep their zero output."""
     fit_state(lgm, read_state(path), path, may_miss=r"^unet\.(time_embed\.|.*\.emb_layers\.)")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160].replace(os.linesep, " ")

@@ -18,7 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from tests.parity.suites import SUITES, Case, FixtureError, Fixtures
+from tests.parity.fixtures import Case, FixtureError, Fixtures
+from tests.parity.suites import SUITES
 
 
 def main(arguments: list[str]) -> int:
