@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -123,7 +123,8 @@ def activation_bytes(config: Config, half_weights: bool = False) -> int:
             _halve(models.unet)
             _halve(models.lgm)
         lpips = _VGG() if config.objective.uses_lpips else None
-        objective = Objective(models.unet, models.svd, models.lgm, _flat_renderer, config, lpips)
+        with unset_fake_temporarily():  # it reads the sampler's noise levels
+            objective = Objective(models.unet, models.svd, models.lgm, _flat_renderer, config, lpips)
         if half and not half_weights:
             for network in (models.unet, models.lgm, models.svd):
                 _normalise_in_float32(network)
