@@ -461,6 +461,12 @@ class TestScript:
         assert script("--list", "train.txt", "--no_baselines") == 0
         assert "WARNING: 2 of 2 objects are in" in capsys.readouterr().out
 
+    def test_an_empty_training_list_costs_the_baselines_alone(self, script, root, capsys):
+        (root / "orbits" / "empty.txt").write_text("")
+        assert script("--objects", 1, "data.train=empty.txt", "sampler.steps=1") == 0
+        printed = capsys.readouterr().out
+        assert "the baselines are absent" in printed and "WARNING" not in printed and "3D, novel" in printed
+
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [

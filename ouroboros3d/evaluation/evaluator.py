@@ -31,6 +31,7 @@ from ouroboros3d.evaluation.metrics import SOLID, point_scores, psnr
 from ouroboros3d.evaluation.result_folder import Store
 from ouroboros3d.evaluation.score_tables import Row, key, object_name, rounded
 from ouroboros3d.evaluation.scorer import Scorer
+from ouroboros3d.files import read_list
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.models.lpips import Lpips, make_lpips
 from ouroboros3d.visualize import save_image
@@ -126,7 +127,7 @@ def evaluate(models: Models, config: Config, device: torch.device, options: Opti
     training = _training_list(config)
     baselines = options.baselines and training is not None
     if options.baselines and not baselines:
-        notes.append(f"the baselines are absent: {config.data.root} has no {config.data.train}")
+        notes.append(f"the baselines are absent: {config.data.root} has no {config.data.train}, or an empty one")
     objects = [object_of(dataset.root, name) for name in dataset.ids]
     chosen = choose_orbits(objects, options.objects, options.every_orbit)
     notes += _overlap(training, {objects[i] for i in chosen})
@@ -203,12 +204,13 @@ def _try_lpips() -> tuple[Lpips | None, list[str]]:
     try:
         return make_lpips(reduce=False), []
     except ConfigError:
-        return None, ["LPIPS is absent: it needs torchvision and its VGG weights, which cannot be had here"]
+        return None, ["LPIPS is absent: it needs torchvision and its network's weights, which are unavailable here"]
 
 
 def _training_list(config: Config) -> Path | None:
+    """None if there is no list, or nothing in it: a set made for evaluation alone has no training orbits."""
     path = Path(config.data.root) / config.data.train
-    return path if path.is_file() else None
+    return path if path.is_file() and read_list(path) else None
 
 
 def _overlap(training: Path | None, seen: set[str]) -> list[str]:
