@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from diffusers import AutoencoderKLTemporalDecoder, AutoencoderTiny, UNetSpatioTemporalConditionModel
 from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
@@ -98,7 +98,8 @@ def build_models(config: ModelConfig) -> Models:
         load_unet(pretrained.unet, unet)
     if pretrained.lgm is not None and not has_checkpoint:
         load_lgm(pretrained.lgm, lgm)
-    models = Models(unet, lgm, SVDParts(vae, image_encoder, config.conventions.decode_chunk))
+    svd = SVDParts(vae, image_encoder, config.conventions.decode_chunk, tiny_decoder=_tiny_decoder(pretrained))
+    models = Models(unet, lgm, svd)
     if has_checkpoint:
         load_checkpoint(pretrained.checkpoint, models)
         for part in ("vae", "image_encoder") if pretrained.svd is None else ():
@@ -120,19 +121,29 @@ def located(pretrained: PretrainedConfig) -> PretrainedConfig:
     return PretrainedConfig(**{k: path if path is None else str(locate(path)) for k, path in vars(pretrained).items()})
 
 
-def from_pretrained(cls: type, source: str, part: str):
-    """One part of an SVD folder or hub id. Raises CheckpointError with the way out."""
+def _tiny_decoder(pretrained: PretrainedConfig) -> AutoencoderTiny | None:
+    """The one that is named, else the checkpoint folder's, if it has one."""
+    source = pretrained.tiny_decoder
+    if source is None and pretrained.checkpoint is not None:
+        beside = Path(pretrained.checkpoint) / "tiny_decoder"
+        source = str(beside) if beside.is_dir() else None
+    return None if source is None else from_pretrained(AutoencoderTiny, source, None, "tiny_decoder").float()
+
+
+def from_pretrained(cls: type, source: str, part: str | None, key: str = "svd"):
+    """One part of an SVD folder or hub id, or all of a folder or id that `model.pretrained.<key>` names. Raises
+    CheckpointError with the way out."""
     try:
         return cls.from_pretrained(source, subfolder=part)
     except Exception as error:  # the hub's, safetensors' and the library's own errors have no common base
         reason = one_line(error)
         if Path(source).exists():
-            reason = f"cannot load '{part}' from this folder: {reason}"
+            reason = f"cannot load '{part or key}' from this folder: {reason}"
         elif source.startswith(("/", ".", "~")) or source.count("/") != 1:
             reason = "no such folder, and not a hub id such as stabilityai/stable-video-diffusion-img2vid"
         else:
-            reason = f"cannot fetch '{part}' (is there a connection? a downloaded folder works too): {reason}"
-        raise CheckpointError(f"model.pretrained.svd={source}: {reason}") from error
+            reason = f"cannot fetch '{part or key}' (is there a connection? a downloaded folder works too): {reason}"
+        raise CheckpointError(f"model.pretrained.{key}={source}: {reason}") from error
 
 
 def build_renderer(config: Config) -> Renderer:
@@ -155,6 +166,10 @@ def check_renderer(config: Config, device: torch.device) -> None:
 
 
 def build_sampler(models: Models, config: Config) -> Sampler:
+    """The loop of the configuration; with `sampler.compile` U-Net and decoder compile when first called."""
+    if config.sampler.compile:
+        for network in (models.unet, models.svd.vae.decoder):
+            network.compile(mode="reduce-overhead", dynamic=False)
     return Sampler(models.unet, models.svd, models.lgm, build_renderer(config), config.model, config.sampler)
 
 

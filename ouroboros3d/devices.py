@@ -39,3 +39,22 @@ def pick_device(name: str | torch.device | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
     return device
+
+
+def inference_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The networks' precision for `sampler.dtype` on a device. "auto" is float16 on CUDA, the release's, else float32.
+    "half" is float16 on CUDA and bfloat16 on a CPU that multiplies it; on others, which emulate it, float32."""
+    import torch
+
+    if name in ("auto", "half"):
+        on_cpu = "bf16" if name == "half" and device.type == "cpu" and _multiplies_bf16() else "float32"
+        name = "fp16" if device.type == "cuda" else on_cpu
+    return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _multiplies_bf16() -> bool:
+    """Whether this CPU has AVX512-BF16 or AMX."""
+    import torch
+
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)

@@ -36,7 +36,7 @@ from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.checks import check_config
 from ouroboros3d.config.loading import load_config, save_model_config
 from ouroboros3d.config.schema import BACKGROUNDS, Config
-from ouroboros3d.devices import DTYPE_NAMES, DeviceError, pick_device
+from ouroboros3d.devices import DTYPE_NAMES, DeviceError, inference_dtype, pick_device
 from ouroboros3d.diffusion import euler_schedule
 from ouroboros3d.errors import ConfigError, one_line
 from ouroboros3d.export.object3d import Object3D, Step3D
@@ -123,13 +123,13 @@ class Ouroboros3DPipeline:
     ) -> Ouroboros3DPipeline:
         """The configured model with the weights of `model.pretrained.checkpoint`.
 
-        `device` None is the machine's best; `torch_dtype` None is bfloat16 on CUDA and float32 elsewhere.
+        `device` None is the machine's best; `torch_dtype` None is what `sampler.dtype` says.
         Raises DeviceError, ConfigError, CheckpointError.
         """
         device = pick_device(device)
         dtype = DTYPES.get(torch_dtype, torch_dtype) if isinstance(torch_dtype, str) else torch_dtype
         if dtype is None:
-            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+            dtype = inference_dtype(config.sampler.dtype, device)
         if not isinstance(dtype, torch.dtype):
             raise ConfigError(f"torch_dtype = {torch_dtype!r}: must be a torch.dtype or one of {', '.join(DTYPES)}")
         if config.model.pretrained.checkpoint is None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from ouroboros3d import diffusion
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.schema import ModelConfig, SamplerConfig
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import ConfigError, UserError
 from ouroboros3d.feedback import Feedback, choose_maps, feedback_maps
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.interfaces import Reconstructor, Renderer, Rendering
@@ -74,7 +74,7 @@ class SamplerStep:
     sigma: float
     latents: Tensor  # [B, V, 4, h, w] x after the step
     x0: Tensor  # [B, V, 4, h, w] predicted clean latents
-    views: Tensor  # [B, V, 3, H, W] decoded x0, about [-1, 1], not clamped
+    views: Tensor  # [B, V, 3, H, W] decoded x0, about [-1, 1], not clamped; smaller inside a loop that decodes so
     gaussians: Gaussians
     rendering: Rendering  # at all V cameras
     feedback: Feedback  # rgb and ccm, [B, V, 3, H, W] in [0, 1]
@@ -102,22 +102,34 @@ class StepPlan:
 
 
 def plan_steps(config: SamplerConfig, sigmas: list[float], every_step: bool = True) -> list[StepPlan]:
-    """One plan per step for noise levels that fall, with or without the final 0. Without `every_step` only what feeds
+    """One plan per step for falling noise levels, with or without the final 0. Without `every_step` only what feeds
     the next step, and the last, is made."""
     sigmas = sigmas[: config.steps]
+    end = next((i for i, sigma in enumerate(sigmas) if sigma <= config.last_sigma), len(sigmas) - 1)
+    sigmas = sigmas[: end + 1]
 
     def fed(step: int) -> bool:
         """The paper's feedback-schedule table, thinned out."""
-        if not config.feedback or step < max(config.feedback_from, 1) or (step - 1) % config.feedback_every:
+        if step > end or step < max(config.feedback_from, 1) or (step - 1) % config.feedback_every:
             return False
-        return config.feedback_to is None or step < config.feedback_to
+        before_end = config.feedback_to is None or step < config.feedback_to
+        return bool(config.feedback) and before_end and _within(sigmas[step], config.feedback_sigma)
 
     # A guidance of 1 throughout is the conditional prediction itself.
-    guided = any(weight != 1.0 for weight in config.guidance)
-    last = len(sigmas) - 1
+    guides = any(weight != 1.0 for weight in config.guidance)
     return [
-        StepPlan(sigma, guided, fed(i), made=every_step or i == last or fed(i + 1)) for i, sigma in enumerate(sigmas)
+        StepPlan(
+            sigma,
+            guided=guides and _within(sigma, config.guidance_sigma),
+            fed=fed(i),
+            made=every_step or i == end or fed(i + 1),
+        )
+        for i, sigma in enumerate(sigmas)
     ]
+
+
+def _within(sigma: float, interval: list[float] | None) -> bool:
+    return interval is None or interval[0] <= sigma <= interval[1]
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,11 @@ class Sampler:
         self.unet, self.svd, self.reconstructor, self.renderer = unet, svd, reconstructor, renderer
         self.model, self.config = model, config
         self.clock = Stopwatch()
+        if config.loop_decoder == "tiny" and svd.tiny_decoder is None:
+            raise ConfigError(
+                "sampler.loop_decoder = 'tiny': there is no tiny decoder in the checkpoint; name one by "
+                "model.pretrained.tiny_decoder, or set full or half"
+            )
 
     def draw_noise(self, seeds: list[int], views: int) -> Noise:
         """This model's noise for one seed a sample."""
@@ -185,6 +202,9 @@ class Sampler:
         finite = FiniteWatch()
 
         for i, (plan, t) in enumerate(zip(plans, scheduler.timesteps, strict=False)):
+            last = i == len(plans) - 1
+            if config.compile:
+                torch.compiler.cudagraph_mark_step_begin()
             with clock("unet", device):
                 if plan.fed:
                     features = self.unet.encode_feedback(feedback)
@@ -197,14 +217,14 @@ class Sampler:
                 sample = torch.cat([scaled, given.latent], dim=2).to(dtype)
                 inputs = sample, t, given.context, given.time_ids, given.rays, features
                 v = self.unet(*inputs, conditional_half=not plan.guided).float()
-                v = diffusion.guided(v, scale) if plan.guided else v
+                v = diffusion.guided(v, scale) if plan.guided else v.clone()  # its memory may be a CUDA graph's
                 step = scheduler.step(v, t, x)
                 x, x0 = step.prev_sample, step.pred_original_sample
                 finite(x0, i, "latents")
             if not plan.made:
                 continue
             with clock("decode", device):
-                decoded = self.svd.decode(x0)
+                decoded = self.svd.decode(x0) if last else self.svd.decode_in_loop(x0, config.loop_decoder)
                 finite(decoded, i, "decoded views")
             with clock("reconstruct", device):
                 gaussians = self.reconstructor(decoded, cameras, t, lgm_rays)
@@ -214,7 +234,7 @@ class Sampler:
                 maps = feedback_maps(rendering, cameras, self.model.conventions.coordinates_map)
             fed = maps if config.feedback_of == "own" else {name: m.roll(1, 0) for name, m in maps.items()}
             feedback = choose_maps(fed, self.unet.config.feedback, config.feedback)
-            if i == len(plans) - 1:
+            if last:
                 finite.look()
             yield SamplerStep(i, len(plans), plan.sigma, x, x0, decoded, gaussians, rendering, maps, v)
 

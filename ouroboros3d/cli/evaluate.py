@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--no_baselines", action="store_true")
     parser.add_argument("--device", help="cpu or cuda (default: what the machine has)")
     parser.add_argument(
-        "--dtype", choices=DTYPE_NAMES, default="float32", help="of the networks (default: %(default)s)"
+        "--dtype", choices=DTYPE_NAMES, help="of the networks (default: sampler.dtype, whose auto is float32 here)"
     )
     arguments, overrides = split_overrides(arguments)
     options = parser.parse_args(arguments)
@@ -47,17 +47,17 @@ def main(arguments: list[str]) -> None:
     from accelerate import PartialState
 
     from ouroboros3d.build import build_models, check_renderer
-    from ouroboros3d.devices import pick_device
+    from ouroboros3d.devices import inference_dtype, pick_device
     from ouroboros3d.evaluation.evaluator import Options, evaluate
     from ouroboros3d.evaluation.score_tables import above_repeat, compare, read_rows, summarise, table_text
-    from ouroboros3d.pipeline import DTYPES
 
     others = read_rows(options.compare) if options.compare else None  # bad input shows before the work
     where = pick_device(options.device)
     state = PartialState(cpu=where.type == "cpu")
     where = state.device if where.type == "cuda" and state.num_processes > 1 else where
     check_renderer(config, where)
-    models = build_models(config.model).to(where, DTYPES[options.dtype])
+    auto = "float32" if config.sampler.dtype == "auto" else config.sampler.dtype
+    models = build_models(config.model).to(where, inference_dtype(options.dtype or auto, where))
     rows, notes = evaluate(
         models,
         config,

@@ -43,14 +43,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--seed", type=int, help="of the noise (default: the config's)")
     add("--steps", type=int, help="of the loop (default: the config's)")
     add("--device", help="cpu, cuda or cuda:<number> (default: what the machine has)")
-    add("--dtype", choices=("float32", "bf16", "fp16"), help="default: float32 on a CPU, bf16 on CUDA")
+    add("--preset", choices=("exact", "fast", "draft"), help="the same as sampler.preset=, docs/performance.md")
+    add("--dtype", choices=("float32", "bf16", "fp16"), help="default: float32 on a CPU, fp16 on CUDA")
     add("--no_remove_bg", action="store_true", help="take opaque pictures as they are")
     add("--border", type=border, default=0.2, help="left empty around the object (default: %(default)s)")
     add("--save_steps", action="store_true", help="also write what every step of the loop made")
     # Taken out first, or `--input_img a.png sampler.steps=5` would name two pictures.
     arguments, overrides = split_overrides(arguments)
     options = parser.parse_args(arguments)
-    options.overrides = overrides
+    options.overrides = overrides + ([f"sampler.preset={options.preset}"] if options.preset else [])
     return options
 
 

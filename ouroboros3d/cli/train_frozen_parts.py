@@ -1,13 +1,16 @@
-"""Trains the small model's own VAE or image encoder from nothing (the full model takes SVD's).
+"""Trains the small model's own VAE, image encoder or tiny decoder from nothing (the full model takes SVD's).
 
     python scripts/train_frozen_parts.py vae --config configs/small/vae_colours.yaml
     python scripts/train_frozen_parts.py vae --config configs/small/vae.yaml
     python scripts/train_frozen_parts.py image_encoder --config configs/small/image_encoder.yaml
+    python scripts/train_frozen_parts.py tiny_decoder --config configs/small/tiny_decoder.yaml
 
 VAE: squared error in opponent colours and a little KL on orbits of views, so that the temporal decoder learns to
 treat them as frames. Image encoder: two views of an object must embed closer than those of other objects
-(InfoNCE), which keeps what is common to an object's views: its colours and kind.
-Writes `<train.output_dir>/export/vae.safetensors` or `image_encoder.safetensors`, and pictures beside it.
+(InfoNCE), which keeps what is common to an object's views: its colours and kind. Tiny decoder: what the VAE's decoder
+makes of latents, some of them noisy as inside the loop.
+Writes `<train.output_dir>/export/vae.safetensors`, `image_encoder.safetensors` or the folder `tiny_decoder`, and
+pictures beside it.
 """
 
 from __future__ import annotations
@@ -19,13 +22,16 @@ import torch
 import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from ouroboros3d.config.loading import load_config
 from ouroboros3d.config.schema import Config
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.splits import build_dataset
+from ouroboros3d.evaluation.bootstrap import spread_evenly
 from ouroboros3d.evaluation.metrics import psnr
-from ouroboros3d.models.svd import make_image_encoder, make_vae
+from ouroboros3d.models.svd import make_image_encoder, make_tiny_decoder, make_vae
 from ouroboros3d.models.weights import fit_state, read_state, write_state
 from ouroboros3d.training.trainer import Trainer
 from ouroboros3d.visualize import view_grid
@@ -83,6 +89,54 @@ def opponent(images: Tensor) -> Tensor:
     return channels - channels.new_tensor([LUMA_MEAN / OPPONENT_SCALE[0], 0, 0])[:, None, None]
 
 
+class TeacherPairs(Dataset):
+    """Latents of orbits, each with noise of its own strength as inside the loop, and what the VAE's decoder makes of
+    them; made once, since the decoder costs more than a step of the tiny one."""
+
+    @torch.no_grad()
+    def __init__(self, orbits: Dataset, vae: nn.Module, count: int) -> None:
+        chosen = spread_evenly(range(len(orbits)), count)
+        self.items = [self._pair(orbits[i], vae.eval(), i) for i in tqdm(chosen, desc="teacher", unit="orbit")]
+
+    @staticmethod
+    def _pair(item: dict, vae: nn.Module, seed: int) -> dict:
+        generator = torch.Generator().manual_seed(seed)
+        latents = vae.encode(item["images"]).latent_dist.mean
+        latents += torch.rand((), generator=generator) * torch.randn(latents.shape, generator=generator)
+        views = vae.decode(latents, num_frames=len(latents)).sample
+        return {"latents": latents * vae.config.scaling_factor, "views": views, "alpha": item["alpha"]}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def example(self, _epoch: int, index: int) -> dict:
+        return self.items[index]
+
+
+class TinyDecoderObjective(nn.Module):
+    """The tiny decoder against the VAE's own."""
+
+    def __init__(self, tiny: nn.Module) -> None:
+        super().__init__()
+        self.decoder = tiny.decoder
+
+    @staticmethod
+    def collate(items: list[dict]) -> BatchOfTensors:
+        return BatchOfTensors({key: torch.cat([item[key] for item in items]) for key in ("latents", "views", "alpha")})
+
+    def draw(self, seed: int, step: int, samples: list[int], batch: BatchOfTensors) -> None:
+        """Nothing is drawn."""
+
+    def forward(self, batch: BatchOfTensors, _draws: None) -> dict[str, Tensor]:
+        difference = opponent(self.decoder(batch["latents"]).float()) - opponent(batch["views"])
+        return {"total": ((1 + FOREGROUND_WEIGHT * batch["alpha"]) * difference**2).mean()}
+
+
+class BatchOfTensors(dict):
+    def to(self, device: torch.device) -> BatchOfTensors:
+        return BatchOfTensors({key: x.to(device) for key, x in self.items()})
+
+
 class ContrastiveObjective(nn.Module):
     """InfoNCE between the condition view and another, random view of each orbit."""
 
@@ -123,6 +177,25 @@ def see_colours(vae: nn.Module) -> None:
     weight.copy_(torch.einsum("oihw,ij->ojhw", weight, matrix.to(weight)))
 
 
+def tiny_validation(tiny: nn.Module, vae: nn.Module, config: Config):
+    """PSNR of the tiny decoder's views against the VAE's decoder's and against the truth, and their picture."""
+    dataset = build_dataset(config, "val")
+    batch = OrbitBatch.collate([dataset[i] for i in range(min(len(dataset), config.train.validate_objects))])
+
+    @torch.no_grad()
+    def validate() -> tuple[dict[str, float], dict[str, Image]]:
+        images, views = batch.images.flatten(0, 1), batch.images.shape[1]
+        latents = vae.encode(images).latent_dist.mean
+        full = vae.decode(latents, num_frames=views).sample.clamp(-1, 1) * 0.5 + 0.5
+        made = tiny.decode(latents * vae.config.scaling_factor).sample.clamp(-1, 1) * 0.5 + 0.5
+        truth = images * 0.5 + 0.5
+        pairs = torch.stack([x.unflatten(0, batch.images.shape[:2]) for x in (truth, full, made)], dim=1)
+        values = {"psnr_to_full": psnr(made, full).mean().item(), "psnr": psnr(made, truth).mean().item()}
+        return values, {"tiny_decoder": view_grid(pairs.flatten(0, 2), columns=views)}
+
+    return validate
+
+
 def vae_validation(vae: nn.Module, config: Config):
     """PSNR over everything and over the foreground of held-out views, and their picture."""
     dataset = build_dataset(config, "val")
@@ -153,23 +226,32 @@ def vae_validation(vae: nn.Module, config: Config):
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("vae", "image_encoder"))
+    parser.add_argument("part", choices=("vae", "image_encoder", "tiny_decoder"))
     parser.add_argument("--config", required=True)
+    parser.add_argument("--orbits", type=int, default=64, help="the tiny decoder learns from (default: %(default)s)")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(options.config, overrides)
     torch.manual_seed(config.train.seed)
-    if options.part == "vae":
+    dataset, validate = build_dataset(config, "train"), None
+    if options.part == "image_encoder":
+        module = make_image_encoder(config.model.image_encoder)
+        objective = ContrastiveObjective(module)
+    else:
         module = make_vae(config.model.vae)
         if (start := config.model.pretrained.vae) is not None:
             fit_state(module, read_state(start), start)
         else:
             see_colours(module)
         objective, validate = VAEObjective(module), vae_validation(module, config)
-    else:
-        module = make_image_encoder(config.model.image_encoder)
-        objective, validate = ContrastiveObjective(module), None
+    if options.part == "tiny_decoder":
+        vae, module = module, make_tiny_decoder(config.model.tiny_decoder, config.model.vae.latent_channels)
+        dataset = TeacherPairs(dataset, vae, options.orbits)
+        objective, validate = TinyDecoderObjective(module), tiny_validation(module, vae, config)
 
     def export(folder: Path) -> None:
-        write_state(module.state_dict(), folder / f"{options.part}.safetensors")
+        if options.part == "tiny_decoder":
+            module.save_pretrained(folder / options.part)
+        else:
+            write_state(module.state_dict(), folder / f"{options.part}.safetensors")
 
-    Trainer(objective, build_dataset(config, "train"), config.train, validate, export).run()
+    Trainer(objective, dataset, config.train, validate, export).run()

@@ -155,6 +155,12 @@ def _check_use(config: Config) -> None:
     low, high = sampler.scheduler.sigma_min, sampler.scheduler.sigma_max
     _require(low < high, "sampler.scheduler.sigma_min", low, f"must be less than sigma_max = {high}")
     _require_subset("sampler.feedback", sampler.feedback, config.model.multiview.feedback)
+    for name in ("feedback_sigma", "guidance_sigma"):
+        interval = getattr(sampler, name)
+        ok = interval is None or (len(interval) == 2 and interval[0] <= interval[1])
+        _require(ok, f"sampler.{name}", interval, "wants [lowest, highest] noise level")
+    want = f"must be less than scheduler.sigma_max = {high}: nothing would be sampled"
+    _require(sampler.last_sigma < high, "sampler.last_sigma", sampler.last_sigma, want)
     factor = config.train.spike_factor
     _require(factor == 0 or factor > 1, "train.spike_factor", factor, "must be more than 1, or 0 for no watch")
 

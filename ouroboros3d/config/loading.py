@@ -32,12 +32,34 @@ DERIVED: dict[str, Callable[[ModelConfig], int]] = {
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Defaults, then the YAML file, then `key=value` overrides; checked. A file may name another as `base:`,
-    relative to itself. Config files and `data.root` that are not in the working folder are looked up in the repository.
-    Raises ConfigError."""
-    config = _merge([*_layers(path), *((text, _parse_override(text)) for text in overrides)])
+    relative to itself; the preset that `sampler.preset` names comes between the bases and the file. Config files and
+    `data.root` that are not in the working folder are looked up in the repository. Raises ConfigError."""
+    files, flags = _layers(path), [(text, _parse_override(text)) for text in overrides]
+    preset = _preset_layer([*files, *flags])
+    config = _merge([*files[:-1], preset, *files[-1:], *flags])
+    _check_preset(config, *preset)
     if not re.match(r"[A-Za-z][\w+.-]+:", config.data.root):  # an address
         config.data.root = str(locate(config.data.root))
     return config
+
+
+def _preset_layer(layers: Sequence[tuple[str | Path, DictConfig]]) -> tuple[Path, DictConfig]:
+    """The file of the preset that the last of these layers to name one names."""
+    names = [OmegaConf.select(layer, "sampler.preset") for _, layer in layers]
+    name = next((n for n in reversed(names) if n is not None), "exact")
+    path = locate(f"configs/presets/{name}.yaml")
+    # An unknown name is refused by the type of its key, with the names there are.
+    return path, OmegaConf.merge(*(layer for _, layer in _layers(path))) if path.is_file() else OmegaConf.create()
+
+
+def _check_preset(config: Config, path: Path, layer: DictConfig) -> None:
+    """Refuses a preset of which nothing is left, such as one for a config.yaml that sets every key itself."""
+    wanted = {k: v for k, v in OmegaConf.to_container(layer).get("sampler", {}).items() if k != "preset"}
+    if wanted and all(getattr(config.sampler, key) != value for key, value in wanted.items()):
+        raise ConfigError(
+            f"sampler.preset = {path.stem!r}: the configuration sets every key of the preset to something else; name "
+            f"the keys of {path.name} as key=value instead"
+        )
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:

@@ -79,6 +79,14 @@ class VAEConfig:
 
 
 @dataclass
+class TinyDecoderConfig:
+    """diffusers' AutoencoderTiny, to be trained; one that is loaded brings its own dimensions. Defaults are TAESD's."""
+
+    channels: int = 64
+    blocks: list[int] = _list(3, 3, 3, 1)  # per level, from the latents up; one level more than the VAE halves
+
+
+@dataclass
 class ImageEncoderConfig:
     """transformers' CLIPVisionModelWithProjection; the defaults are SVD's (ViT-H/14)."""
 
@@ -148,6 +156,7 @@ class PretrainedConfig:
     vae: str | None = None  # a file of weights for the configured VAE
     image_encoder: str | None = None  # a file of weights for the configured image encoder
     unet: str | None = None  # mv_model_unet alone
+    tiny_decoder: str | None = None  # an AutoencoderTiny, folder or hub id, for sampler.loop_decoder=tiny
     checkpoint: str | None = None  # a folder with mv_model_unet and recon_model (and vae, image_encoder)
 
 
@@ -156,6 +165,7 @@ class ModelConfig:
     image_size: int = _number(512, ge=1)
     multiview: MultiViewConfig = field(default_factory=MultiViewConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
+    tiny_decoder: TinyDecoderConfig = field(default_factory=TinyDecoderConfig)
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     lgm: LGMConfig = field(default_factory=LGMConfig)
     conventions: ConventionsConfig = field(default_factory=ConventionsConfig)
@@ -170,8 +180,10 @@ class SchedulerConfig:
 
 @dataclass
 class SamplerConfig:
-    """The recursive loop (Alg. 1 of the paper)."""
+    """The recursive loop (Alg. 1 of the paper). A preset sets some of these keys below what the YAML file sets itself:
+    configs/presets/, docs/performance.md."""
 
+    preset: Literal["exact", "fast", "draft"] = "exact"
     seed: int = _number(0, ge=0, lt=2**63)  # of the noise, for inference
     steps: int = _number(25, ge=1)
     guidance: list[float] = _list(1.0, 3.0, length=2)  # of the first and the last view
@@ -180,6 +192,12 @@ class SamplerConfig:
     feedback_to: int | None = _number(None, ge=0)  # first step that no longer does
     feedback_every: int = _number(1, ge=1)  # feed back after every n-th step only
     feedback_of: Literal["own", "another"] = "own"  # another: of the next object in the batch, a control
+    feedback_sigma: list[float] | None = _number(None, ge=0)  # [low, high] noise levels that receive it; null: all
+    guidance_sigma: list[float] | None = _number(None, ge=0)  # [low, high] noise levels that are guided; null: all
+    last_sigma: float = _number(0.0, ge=0)  # the loop ends with the first step at or below it
+    loop_decoder: Literal["full", "half", "tiny"] = "full"  # of views inside the loop; half: the resolution
+    dtype: Literal["auto", "half", "float32", "bf16", "fp16"] = "auto"  # see devices.inference_dtype
+    compile: bool = False  # torch.compile of U-Net and decoder, by CUDA graphs on CUDA
     noise_augmentation: float = _number(0.02, ge=0)  # noise on the condition image before the VAE
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
@@ -286,7 +304,9 @@ class TrainConfig:
     clip_norm: float = _number(1.0, gt=0)
     mixed_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
-    compile: bool = False  # torch.compile of the trained networks
+    compile: bool = False  # torch.compile of the trained networks, by CUDA graphs on CUDA
+    freeze_unread: bool = False  # leave out what attention to one token never reads: no weight decay on it, and faster
+    cache_encodings: float = _number(0.0, ge=0)  # GiB of the VAE's and image encoder's results kept per process
     ema_decay: float = _number(0.0, ge=0, lt=1)  # 0 keeps none
     resume: str = "auto"  # auto | never | a checkpoint folder
     save_every: int = _number(1000, ge=1)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
+import torch.nn.functional as F
+from diffusers import AutoencoderKLTemporalDecoder, AutoencoderTiny
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
     _resize_with_antialiasing,
 )
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ouroboros3d.config.loading import as_kwargs
-from ouroboros3d.config.schema import ImageEncoderConfig, VAEConfig
+from ouroboros3d.config.schema import ImageEncoderConfig, TinyDecoderConfig, VAEConfig
 from ouroboros3d.models.norms import set_norm_groups
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -33,9 +34,11 @@ class SVDParts(nn.Module):
         decode_chunk: int = 14,
         image_mean: Sequence[float] = CLIP_MEAN,
         image_std: Sequence[float] = CLIP_STD,
+        tiny_decoder: AutoencoderTiny | None = None,
     ) -> None:
         super().__init__()
         self.vae, self.image_encoder, self.decode_chunk = vae, image_encoder, decode_chunk
+        self.tiny_decoder = tiny_decoder  # a stand-in for the VAE's decoder inside the loop
         for name, value in (("mean", image_mean), ("std", image_std)):
             self.register_buffer(f"_{name}", torch.tensor(value)[:, None, None], persistent=False)
         self.requires_grad_(False)
@@ -66,8 +69,13 @@ class SVDParts(nn.Module):
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """[B, 3, H, W] -> unscaled latents [B, 4, h, w]: the posterior's mode, or a sample of it with the unit
         normal `noise` (quirk 13)."""
+        mean, std = self.moments(images).unbind(1)
+        return mean if noise is None else mean + std * noise
+
+    def moments(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> mean and standard deviation of the posterior, [B, 2, 4, h, w], unscaled."""
         posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        return posterior.mode() if noise is None else posterior.mean + posterior.std * noise
+        return torch.stack([posterior.mean, posterior.std], dim=1)
 
     def scale(self, latents: Tensor) -> Tensor:
         """Latents as the diffusion model sees them. The condition latent is *not* scaled (quirk 12)."""
@@ -90,6 +98,17 @@ class SVDParts(nn.Module):
             )
         return decoded.unflatten(0, (batch, views)).float()
 
+    def decode_in_loop(self, latents: Tensor, decoder: str) -> Tensor:
+        """Like `decode`, for views that only the feedback sees: by the "full" decoder; by the same one at "half" the
+        resolution, [B, V, 3, H/2, W/2]; or by the "tiny" one, which knows single frames."""
+        if decoder == "half":
+            flat = F.interpolate(latents.flatten(0, 1), scale_factor=0.5, mode="area")
+            return self.decode(flat.unflatten(0, latents.shape[:2]))
+        if decoder == "tiny":
+            decoded = self.tiny_decoder.decode(latents.flatten(0, 1).to(self.tiny_decoder.dtype)).sample
+            return decoded.unflatten(0, latents.shape[:2]).float()
+        return self.decode(latents)
+
 
 def time_ids(micro_conditions: Sequence[float], noise_augmentation: Tensor) -> Tensor:
     """(fps - 1, motion bucket) and the noise on each condition image [B] -> [B, 3]."""
@@ -110,3 +129,15 @@ def make_vae(config: VAEConfig) -> AutoencoderKLTemporalDecoder:
 def make_image_encoder(config: ImageEncoderConfig) -> CLIPVisionModelWithProjection:
     """An image encoder of these dimensions with random weights."""
     return CLIPVisionModelWithProjection(CLIPVisionConfig(**as_kwargs(config)))
+
+
+def make_tiny_decoder(config: TinyDecoderConfig, latent_channels: int) -> AutoencoderTiny:
+    """A tiny decoder of these dimensions with random weights; of its encoder, which is not used, there is a stub."""
+    levels = len(config.blocks)
+    return AutoencoderTiny(
+        latent_channels=latent_channels,
+        encoder_block_out_channels=(8,) * levels,
+        num_encoder_blocks=(0,) * levels,
+        decoder_block_out_channels=(config.channels,) * levels,
+        num_decoder_blocks=tuple(config.blocks),
+    )

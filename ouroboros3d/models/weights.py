@@ -168,6 +168,14 @@ def save_checkpoint(
         parts |= {"vae": models.svd.vae.state_dict(), "image_encoder": models.svd.image_encoder.state_dict()}
     for name, state in parts.items():
         write_state(state, folder / f"{name}{suffix}", dtype)
+    if frozen:
+        _save_tiny_decoder(models, folder)
+
+
+def _save_tiny_decoder(models, folder: Path) -> None:
+    """In diffusers' layout: its dimensions are its own."""
+    if models.svd.tiny_decoder is not None:
+        models.svd.tiny_decoder.save_pretrained(folder / "tiny_decoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +235,7 @@ def save_diffusers(folder: str | Path, models, scheduler, dtype: torch.dtype | N
         for name, part in parts.items():
             write_state(part.module.state_dict(), stage / name / f"{part.weights}.safetensors", dtype)
             _write_json(part.config, stage / name / "config.json")
+        _save_tiny_decoder(models, stage)
         scheduler.save_pretrained(stage / "scheduler")
         (stage / "feature_extractor").mkdir()
         _write_json(preprocessing, stage / "feature_extractor" / "preprocessor_config.json")
