@@ -23,6 +23,7 @@ from ouroboros3d.feedback import Feedback, choose_maps, feedback_maps
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.geometry import unproject
 from ouroboros3d.interfaces import Reconstructor, Renderer, Rendering
+from ouroboros3d.models.encoding_cache import EncodingCache
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, time_ids
 from ouroboros3d.timing import Stopwatch
@@ -111,6 +112,7 @@ class Objective(nn.Module):
         self.renderer = renderer
         self.model, self.config = config.model, config.objective
         self.sampler_sigmas = diffusion.euler_schedule(config.sampler.scheduler, config.sampler.steps).sigmas.tolist()
+        self.remember = EncodingCache(config.train.cache_encodings)
         self.random_background = config.data.background == "random"
         self._lpips = lpips
         if self.config.position_weight > 0 and lgm.grid is None:
@@ -191,7 +193,8 @@ class Objective(nn.Module):
         """Clean and noisy latents, and the conditions with dropout: everything both passes share."""
         config, conventions = self.config, self.model.conventions
         size, views = len(batch.images), batch.images.shape[1]
-        clean = self.svd.encode(batch.images.flatten(0, 1), draws.vae_images.flatten(0, 1)).float()
+        mean, std = self.remember("vae", batch.images.flatten(0, 1), self.svd.moments).unbind(1)
+        clean = (mean + std * draws.vae_images.flatten(0, 1)).float()
         clean = self.svd.scale(clean).unflatten(0, (size, views))
 
         image = batch.images[:, 0]
@@ -199,7 +202,10 @@ class Objective(nn.Module):
             draws.condition_sigma, config.condition_sigma_mean, config.condition_sigma_std
         )
         noised = image + condition_sigma[:, None, None, None] * draws.condition_image
-        context = self.svd.embed_image(noised if conventions.clip_training_image == "noised" else image).float()
+        if conventions.clip_training_image == "noised":
+            context = self.svd.embed_image(noised).float()
+        else:
+            context = self.remember("image encoder", image, self.svd.embed_image).float()
         latent = self.svd.encode(noised, draws.vae_condition).float()
         self.record("condition_latent", latent)
         if conventions.time_id == "release":  # every sample gets the first one's value (quirk 21)

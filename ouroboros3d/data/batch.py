@@ -42,6 +42,13 @@ class OrbitBatch:
         moved = {k: x.to(device, non_blocking=non_blocking) for k, x in values.items() if hasattr(x, "to")}
         return replace(self, **moved)
 
+    def pin_memory(self) -> OrbitBatch:
+        """The same in page-locked memory, from which CUDA copies without waiting; the data loader asks for it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        pinned = {k: x.pin_memory() for k, x in values.items() if hasattr(x, "pin_memory")}
+        cameras = replace(self.cameras, c2w=self.cameras.c2w.pin_memory(), K=self.cameras.K.pin_memory())
+        return replace(self, **pinned, cameras=cameras)
+
     @property
     def supervised(self) -> OrbitBatch:
         """The V views and the extra ones behind them: what renderings are compared to."""

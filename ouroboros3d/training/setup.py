@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from ouroboros3d.build import Models, build_renderer
 from ouroboros3d.config.schema import Config
 from ouroboros3d.models.lpips import make_lpips
+from ouroboros3d.models.one_key import freeze_unread
 from ouroboros3d.objective import Objective
 
 
@@ -12,6 +15,8 @@ def prepare_training(models: Models, config: Config) -> None:
     """Leaves gradients to the parts that `objective` trains; gradient checkpointing if configured."""
     for name, part in models.parts.items():
         part.requires_grad_(name in config.objective.trained)
+    if config.train.freeze_unread:
+        freeze_unread(models.unet.unet)
     for network in (models.unet, models.lgm):
         network.train(any(p.requires_grad for p in network.parameters()))
     if config.train.gradient_checkpointing:
@@ -27,6 +32,10 @@ def build_objective(models: Models, config: Config) -> Objective:
 
 
 def compile_networks(objective: Objective, backend: str = "inductor") -> None:
-    """torch.compile of what is trained, in place: names in checkpoints and exports stay as they are."""
+    """torch.compile of what is trained, in place: names in checkpoints and exports stay as they are. On CUDA inductor
+    records CUDA graphs, for which every batch must have the same shapes, as it does."""
+    graphs = {"mode": "reduce-overhead", "dynamic": False} if backend == "inductor" else {}
     for network in objective.trained.values():
-        network.compile(backend=backend)
+        network.compile(backend=backend, **graphs)
+    if graphs:  # both passes of a step belong together; the next step may reuse their memory
+        objective.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())

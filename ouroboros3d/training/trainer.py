@@ -172,6 +172,7 @@ class Trainer:
             batch_sampler=StepBatches(self.stream, self.config, rank, world, self.step),
             collate_fn=functools.partial(_collate, self._unwrapped.collate),
             num_workers=self.workers,
+            pin_memory=self.accelerator.device.type == "cuda",  # copied to the GPU while it computes
             worker_init_fn=_leave_signals_to_the_trainer,
             generator=torch.Generator(),  # its own, or starting it would change the random state of a resumed run
         )
