@@ -41,3 +41,24 @@ class Stopwatch:
         """One line, largest first: "unet 12.3 s, decode 4.5 s"."""
         parts = sorted(self.seconds.items(), key=lambda item: -item[1])
         return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts)
+
+
+def count_tflop(call: Callable[[], object]) -> float:
+    """10^12 floating-point operations of the matrix products, convolutions and attention of a call."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e12
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, timer: Callable[[], float] = time.perf_counter) -> float:
+    """TFLOP/s of a large matrix product, the limit of everything that computes: the best of three."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    clock = Stopwatch(synchronize=True, timer=timer)
+    for i in range(4):  # the first is a warm-up
+        with clock(str(i), device):
+            for _ in range(4):
+                a @ b
+    return 4 * 2 * size**3 / min(clock.seconds[str(i)] for i in (1, 2, 3)) / 1e12
