@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -13,6 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from ouroboros3d.app.browser import chromium
+from ouroboros3d.app.port import AppError
 from ouroboros3d.build import Models, build_models
 from ouroboros3d.cameras import Cameras, orbit
 from ouroboros3d.config.loading import config_from_dict
@@ -104,15 +105,11 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def browser():
     """Headless Chromium, for tests marked `slow`; skips where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = shutil.which("chromium") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium is installed")
-    with playwright.sync_playwright() as p:
-        # SwiftShader draws WebGL2 without a GPU; the sandbox cannot start as root.
-        started = p.chromium.launch(executable_path=executable, args=["--no-sandbox", "--enable-unsafe-swiftshader"])
-        yield started
-        started.close()
+    try:
+        with chromium() as started:
+            yield started
+    except AppError as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")

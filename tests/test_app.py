@@ -77,7 +77,7 @@ def test_the_border_and_the_threshold_move_the_object(worker, toy):
 
 def test_the_background_can_be_kept(worker, tmp_path):
     Image.new("RGB", (32, 32), (10, 200, 30)).save(tmp_path / "green.png")
-    seen = worker.prepare(str(tmp_path / "green.png"), Framing(keep_background=True)).image
+    seen = worker.prepare(str(tmp_path / "green.png"), Framing("keep")).image
     assert torch.allclose(seen[:, 0, 0] * 127.5 + 127.5, torch.tensor([10.0, 200, 30]), atol=1)
 
 

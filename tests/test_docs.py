@@ -1,7 +1,7 @@
 """Every command that README.md and docs/*.md print works in a fresh clone, made small where it would take long.
 
 A block of commands that needs what a test machine lacks has a comment before it: <!-- not run: gpu --> (or weights, or
-network).
+network, browser, or that it serves until it is stopped).
 """
 
 import os
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]*) -->\s*)?```bash\n(?P<body>.*?)```", re.DOTALL)
-REASONS = {"gpu", "weights", "network"}
+REASONS = {"gpu", "weights", "network", "browser", "serves"}
 ORBITS = ["data.root=tests/data/orbits", "data.cache=none"]
 STEP = ["train.steps=1", "train.batch_size=1", "train.time_budget=", "train.mixed_precision=fp32", "train.tracker=none"]
 # What is added to commands that match, so that each takes seconds: the last of two equal options counts.

@@ -16,11 +16,13 @@ from PIL import Image
 
 from ouroboros3d.cameras import Cameras, orbit
 from ouroboros3d.cli import call
+from ouroboros3d.cli.view import load_upright
 from ouroboros3d.cli.view import main as view
-from ouroboros3d.export.frames import ExportError, turn_degrees, upright
+from ouroboros3d.export.frames import ExportError, turn_degrees, upright, visible
 from ouroboros3d.export.object3d import Object3D, Step3D
 from ouroboros3d.export.packing import AXIS, least_turn, pack, unpack
 from ouroboros3d.export.player import framing, object_data, player_data, player_page
+from ouroboros3d.export.splats import write_ply
 from ouroboros3d.gaussians import TURN_COMMENT, Gaussians, load_ply, save_ply
 from ouroboros3d.rendering import render
 from ouroboros3d.visualize import turntable_cameras
@@ -161,8 +163,6 @@ def test_view_writes_a_page_of_any_ply(tmp_path, capsys):
 
 
 def test_view_takes_our_files_as_they_lean_and_others_with_y_down(toy, tmp_path):
-    from ouroboros3d.cli.view import load_upright
-
     turned = upright(toy, "-y")
     comment = TURN_COMMENT.format(turn=turn_degrees("-y", ELEVATION), elevation=ELEVATION)
     save_ply(tmp_path / "ours.ply", turned, comments=[comment])
@@ -172,6 +172,13 @@ def test_view_takes_our_files_as_they_lean_and_others_with_y_down(toy, tmp_path)
     kept = toy.gaussians.means[0, toy.gaussians.opacities[0] >= 0.005]
     assert elevation == ELEVATION and torch.allclose(ours.means[0], kept, atol=1e-5)
     assert level == 0 and torch.allclose(theirs.means[0], kept * torch.tensor([1.0, -1.0, -1.0]), atol=1e-5)
+
+
+def test_view_sees_that_a_file_with_y_up_is_ours(tmp_path):
+    level = Object3D(blob(0))
+    write_ply(level, tmp_path / "level.ply", up="y")
+    gaussians, _ = load_upright(tmp_path / "level.ply", None)
+    assert torch.allclose(gaussians.means, visible(level.gaussians).means, atol=1e-5)
 
 
 @pytest.mark.parametrize("content", [b"", b"ply\nformat ascii 1.0\nelement vertex 1\n", b"no ply"])

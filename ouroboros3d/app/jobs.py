@@ -28,7 +28,7 @@ PREVIEW = 320  # pixels
 class Framing:
     """How the object is cut out of its picture and placed."""
 
-    keep_background: bool = False
+    background: str = "remove"  # or "white", a product photo's, or "keep"
     border: float = 0.2  # empty margin, as a share of the picture
     threshold: int = 12  # of 255: alpha below it is background
 
@@ -70,12 +70,10 @@ class Worker:
         config = self.pipeline.config
         background = BACKGROUNDS[config.data.background]
         size = config.model.image_size
-        if framing.keep_background:
-            cut = open_picture(path)
-            framed = load_condition_image(cut.convert("RGB"), size, False, background=background)
-        else:
-            cut = above(_cut_out(path), framing.threshold)
-            framed = load_condition_image(cut, size, False, framing.border, background)
+        cut = _cut_out(path, {"remove": True, "white": "white", "keep": False}[framing.background])
+        if framing.background != "keep":
+            cut = above(cut, framing.threshold)
+        framed = load_condition_image(cut, size, False, framing.border, background)
         cut = cut.copy()
         cut.thumbnail((PREVIEW, PREVIEW))
         return Prepared(Path(path).stem, cut, framed.tensor)
@@ -124,9 +122,10 @@ class Worker:
 
 
 @lru_cache(maxsize=8)
-def _cut_out(path: str) -> Image.Image:
+def _cut_out(path: str, how: bool | str) -> Image.Image:
     """An uploaded picture's object, kept while its framing is corrected; uploads are named by their content."""
-    return cut_out(open_picture(path), path)
+    picture = open_picture(path)
+    return picture.convert("RGB").convert("RGBA") if how is False else cut_out(picture, path, how)
 
 
 def above(picture: Image.Image, threshold: int) -> Image.Image:

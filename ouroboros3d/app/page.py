@@ -16,6 +16,7 @@ from ouroboros3d.export import FORMATS
 from ouroboros3d.export.object3d import Object3D
 
 KEEP = 3600  # seconds for which an object can be downloaded
+BACKGROUND_CHOICES = [("Remove", "remove"), ("Remove white", "white"), ("Keep", "keep")]
 ELEVATIONS = (-30, 60)  # degrees, of the slider
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}  # one job at a time, the others queue
 
@@ -35,12 +36,12 @@ class Page:
         self.worker = worker
         self.jobs: dict[str, threading.Event] = {}  # session -> set when its run is cancelled
 
-    def prepare(self, path: str | None, keep: bool, border: float, threshold: float) -> tuple:
+    def prepare(self, path: str | None, background: str, border: float, threshold: float) -> tuple:
         """(prepared picture, cut-out, framing, status, generate button)"""
         if path is None:
             return None, None, None, "Drop a picture, or choose an example.", gr.Button(interactive=False)
         try:
-            prepared = self.worker.prepare(path, Framing(keep, border, int(threshold)))
+            prepared = self.worker.prepare(path, Framing(background, border, int(threshold)))
         except UserError as error:
             return None, None, None, problem(error, path), gr.Button(interactive=False)
         size = prepared.image.shape[-1]
@@ -106,7 +107,7 @@ def build_page(worker: Worker, examples: list[Path], limit_mb: int) -> gr.Blocks
                 picture = _upload(f"Picture, at most {limit_mb} MB")
                 with gr.Row():
                     cut, seen = _preview("Cut-out", "cut"), _preview("As the networks see it", "seen")
-                keep = gr.Checkbox(label="Keep the background", elem_id="keep")
+                background = gr.Radio(BACKGROUND_CHOICES, value="remove", label="Background", elem_id="background")
                 border = gr.Slider(0, 0.6, 0.2, step=0.01, label="Border, share of the picture", elem_id="border")
                 threshold = gr.Slider(1, 255, 12, step=1, label="Alpha threshold, of 255", elem_id="threshold")
                 with gr.Row():
@@ -132,9 +133,9 @@ def build_page(worker: Worker, examples: list[Path], limit_mb: int) -> gr.Blocks
                     label="Downloads", file_count="multiple", interactive=False, height=150, elem_id="downloads"
                 )
 
-        framing = [picture, keep, border, threshold]
+        framing = [picture, background, border, threshold]
         shown = [prepared, cut, seen, status, generate]
-        for event in (picture.change, keep.change, border.release, threshold.release):
+        for event in (picture.change, background.change, border.release, threshold.release):
             event(page.prepare, framing, shown, show_progress="minimal", trigger_mode="always_last")
         settings, results = [seed, steps, elevation], [player, status, made, make]
         running = generate.click(page.generate, [prepared, *settings], results, show_progress="hidden", **DEVICE)

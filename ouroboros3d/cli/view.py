@@ -12,8 +12,12 @@ from __future__ import annotations
 import argparse
 import webbrowser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ouroboros3d.cli.options import Parser
+
+if TYPE_CHECKING:
+    from ouroboros3d.gaussians import Gaussians
 
 UPS = ("y", "-y", "z", "-z")
 
@@ -46,13 +50,20 @@ def main(arguments: list[str]) -> None:
         webbrowser.open(out.resolve().as_uri())
 
 
-def load_upright(path: Path, up: str | None):
+def load_upright(path: Path, up: str | None) -> tuple[Gaussians, float]:
     """(Gaussians with y up, degrees by which the object leans towards +z). Raises PlyError."""
     from ouroboros3d.export.frames import UPS as TURNS
     from ouroboros3d.export.frames import unit_quaternions
     from ouroboros3d.gaussians import load_ply, ply_frame
 
     gaussians, (turn, elevation) = load_ply(path), ply_frame(path)
-    if up is None and turn:
+    if up is None and _names_its_frame(path):
         return gaussians, elevation
     return unit_quaternions(gaussians).turned(turn - TURNS[up or "-y"]), 0.0
+
+
+def _names_its_frame(path: Path) -> bool:
+    from ouroboros3d.gaussians import TURN_COMMENT
+
+    with open(path, "rb") as file:
+        return TURN_COMMENT.partition("{")[0].encode() in file.read(4096)

@@ -235,6 +235,25 @@ function createPlayer(root, data, keys = root) {
     return url;
   }
 
+  // Median milliseconds of `frames` directions at `size` pixels: the sort alone, and with the drawing.
+  function time(frames, size) {
+    const median = (values) => values.sort((a, b) => a - b)[values.length >> 1];
+    const { gl } = renderer;
+    const [sorts, wholes] = [[], []];
+    canvas.width = canvas.height = size;
+    for (let i = 0; i < frames; i++) {
+      const at = orbitCamera({ ...home, azimuth: (i * 360) / frames, target: data.target, tilt: 0, fov: data.fov, near: data.near });
+      const start = performance.now();
+      renderer.sort(at.forward);
+      sorts.push(performance.now() - start);
+      renderer.draw(at, background);
+      gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4)); // waits for the drawing
+      wholes.push(performance.now() - start);
+    }
+    fit();
+    return { sort: median(sorts), frame: median(wholes) };
+  }
+
   // ---------------------------------------------------------------- input
 
   function listenToPointers() {
@@ -307,5 +326,5 @@ function createPlayer(root, data, keys = root) {
   listenToButtons();
   setBackground("#" + data.background.map((x) => Math.round(x * 255).toString(16).padStart(2, "0")).join(""));
   data.steps.forEach(addStep);
-  return { close, addStep, show, look, spin, play, snapshot, ply, setBackground, count: () => steps.length, view };
+  return { close, addStep, show, look, spin, play, snapshot, time, ply, setBackground, count: () => steps.length, view };
 }
