@@ -5,6 +5,7 @@ Every refusal is a ConfigError with the key's name, its value and what would be 
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -26,15 +27,34 @@ BOUNDS = {
 def check_config(config: Config) -> None:
     """Refuses values that cannot work, alone or together, each with the key, the value and what would be right."""
     _check_values(config)
-    _check_diffusion_networks(config.model)
-    _check_reconstructor(config.model.lgm)
-    _check_use(config)
-    _check_objective(config)
+    must = _Checker(config)
+    _check_diffusion_networks(must, config.model)
+    _check_reconstructor(must, config.model.lgm)
+    _check_use(must, config)
+    _check_objective(must, config)
 
 
-def _require(ok: bool, key: str, value: Any, want: str) -> None:
-    if not ok:
-        raise ConfigError(f"{key} = {value!r}: {want}")
+class _Checker:
+    """`must(ok, key, want)` refuses the value that a config has at the dotted `key`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def __call__(self, ok: bool, key: str, want: str) -> None:
+        if not ok:
+            raise _refusal(key, self.value(key), want)
+
+    def value(self, key: str) -> Any:
+        return functools.reduce(getattr, key.split("."), self.config)
+
+    def be_subset(self, key: str, known: Sequence[str]) -> None:
+        values = self.value(key) or []
+        ok = set(values) <= set(known) and len(set(values)) == len(values)
+        self(ok, key, f"must be a subset of {list(known)}, without repetition")
+
+
+def _refusal(key: str, value: Any, want: str) -> ConfigError:
+    return ConfigError(f"{key} = {value!r}: {want}")
 
 
 def _check_values(node: Any, prefix: str = "") -> None:
@@ -46,202 +66,118 @@ def _check_values(node: Any, prefix: str = "") -> None:
             continue
         bounds = dict(field_.metadata)
         length = bounds.pop("length", None)
-        _require(length is None or len(value) == length, key, value, f"wants {length} numbers")
-        want = " and ".join(f"{BOUNDS[name][1]} {bound:g}" for name, bound in bounds.items())
+        if length is not None and len(value) != length:
+            raise _refusal(key, value, f"wants {length} numbers")
         for number in value if isinstance(value, list) else [value]:
-            _require(not isinstance(number, float) or math.isfinite(number), key, number, "must be a finite number")
-            ok = number is None or all(BOUNDS[name][0](number, bound) for name, bound in bounds.items())
-            _require(ok, key, number, f"must be {want}")
+            if isinstance(number, float) and not math.isfinite(number):
+                raise _refusal(key, number, "must be a finite number")
+            if number is not None and not all(BOUNDS[name][0](number, bound) for name, bound in bounds.items()):
+                want = " and ".join(f"{BOUNDS[name][1]} {bound:g}" for name, bound in bounds.items())
+                raise _refusal(key, number, f"must be {want}")
 
 
-def _check_diffusion_networks(model: ModelConfig) -> None:
+def _check_diffusion_networks(must: _Checker, model: ModelConfig) -> None:
     """U-Net, adapters, VAE and image encoder: what their layers and each other's shapes allow."""
-    unet, vae, encoder = model.multiview.unet, model.vae, model.image_encoder
-    levels = len(unet.block_out_channels)
+    unet, vae, encoder, here = model.multiview.unet, model.vae, model.image_encoder, "model.multiview.unet"
+    widths, heads = unet.block_out_channels, unet.num_attention_heads
     for name in ("down_block_types", "up_block_types", "num_attention_heads"):
-        value = getattr(unet, name)
-        _require(len(value) == levels, f"model.multiview.unet.{name}", value, f"wants {levels} entries, one a level")
+        must(len(getattr(unet, name)) == len(widths), f"{here}.{name}", f"wants {len(widths)} entries, one a level")
     for direction, names in (("Down", unet.down_block_types), ("Up", unet.up_block_types)):
         known = [f"{kind}{direction}BlockSpatioTemporal" for kind in ("", "CrossAttn")]
-        key = f"model.multiview.unet.{direction.lower()}_block_types"
-        _require(set(names) <= set(known), key, names, f"must be of {', '.join(known)}")
-    for key, widths, groups in (
-        ("model.multiview.unet.block_out_channels", unet.block_out_channels, model.multiview.norm_groups),
-        ("model.vae.block_out_channels", vae.block_out_channels, vae.norm_groups),
-    ):
-        _require(len(widths) > 0 and all(w > 0 and w % 32 == 0 for w in widths), key, widths, "wants multiples of 32")
-        _require(all(w % min(groups, 32) == 0 for w in widths), key, widths, f"wants multiples of {groups} norm_groups")
-    _require(
-        all(w % h == 0 for w, h in zip(unet.block_out_channels, unet.num_attention_heads, strict=True)),
-        "model.multiview.unet.num_attention_heads",
-        unet.num_attention_heads,
-        f"must divide block_out_channels = {unet.block_out_channels}",
-    )
-    _require(
-        unet.addition_time_embed_dim % 2 == 0,
-        "model.multiview.unet.addition_time_embed_dim",
-        unet.addition_time_embed_dim,
-        "must be even: sines and cosines",
-    )
-    smallest = vae.downscale * 2 ** (levels - 1)
-    _require(
-        model.image_size % smallest == 0, "model.image_size", model.image_size, f"must be a multiple of {smallest}"
-    )
-    _require_subset("model.multiview.feedback", model.multiview.feedback, MAPS)
+        must(set(names) <= set(known), f"{here}.{direction.lower()}_block_types", f"must be of {', '.join(known)}")
+    for part, groups in ((here, model.multiview.norm_groups), ("model.vae", vae.norm_groups)):
+        key = f"{part}.block_out_channels"
+        own = must.value(key)
+        must(len(own) > 0 and all(w > 0 and w % 32 == 0 for w in own), key, "wants multiples of 32")
+        must(all(w % min(groups, 32) == 0 for w in own), key, f"wants multiples of {groups} norm_groups")
+    divides = all(w % h == 0 for w, h in zip(widths, heads, strict=True))
+    must(divides, f"{here}.num_attention_heads", f"must divide block_out_channels = {widths}")
+    even = unet.addition_time_embed_dim % 2 == 0
+    must(even, f"{here}.addition_time_embed_dim", "must be even: sines and cosines")
+    smallest = vae.downscale * 2 ** (len(widths) - 1)
+    must(model.image_size % smallest == 0, "model.image_size", f"must be a multiple of {smallest}")
+    must.be_subset("model.multiview.feedback", MAPS)
     heads, hidden = encoder.num_attention_heads, encoder.hidden_size
-    _require(
-        heads > 0 and hidden % heads == 0,
-        "model.image_encoder.num_attention_heads",
-        heads,
-        f"must divide hidden_size = {hidden}",
-    )
-    _require(
-        encoder.patch_size <= encoder.image_size,
-        "model.image_encoder.patch_size",
-        encoder.patch_size,
-        f"must be at most image_size = {encoder.image_size}",
-    )
+    divides = heads > 0 and hidden % heads == 0
+    must(divides, "model.image_encoder.num_attention_heads", f"must divide hidden_size = {hidden}")
+    fits = encoder.patch_size <= encoder.image_size
+    must(fits, "model.image_encoder.patch_size", f"must be at most image_size = {encoder.image_size}")
 
 
-def _require_subset(key: str, values: list[str], known: Sequence[str]) -> None:
-    want = f"must be a subset of {list(known)}, without repetition"
-    _require(set(values) <= set(known) and len(set(values)) == len(values), key, values, want)
-
-
-def _check_reconstructor(lgm: LGMConfig) -> None:
+def _check_reconstructor(must: _Checker, lgm: LGMConfig) -> None:
     """LGM: channels per group and head, and the sizes its levels pass on."""
     for side in ("down", "up"):
-        widths, attention = getattr(lgm, f"{side}_channels"), getattr(lgm, f"{side}_attention")
-        _require(len(widths) > 0, f"model.lgm.{side}_channels", widths, "wants at least one level")
-        _require(
-            len(attention) == len(widths),
-            f"model.lgm.{side}_attention",
-            attention,
-            f"wants {len(widths)} entries, one a level",
-        )
+        key, widths = f"model.lgm.{side}_channels", getattr(lgm, f"{side}_channels")
+        attention = getattr(lgm, f"{side}_attention")
+        must(len(widths) > 0, key, "wants at least one level")
+        per_level = len(attention) == len(widths)
+        must(per_level, f"model.lgm.{side}_attention", f"wants {len(widths)} entries, one a level")
         attended = [w for w, a in zip(widths, attention, strict=True) if a]
         attended += [widths[-1]] if side == "down" and lgm.mid_attention else []
-        _require(
-            all(w > 0 and w % lgm.groups == 0 for w in widths) and all(w % lgm.heads == 0 for w in attended),
-            f"model.lgm.{side}_channels",
-            widths,
-            f"wants multiples of groups = {lgm.groups}, and of heads = {lgm.heads} where there is attention",
-        )
-    _require(
-        len(lgm.up_channels) <= len(lgm.down_channels),
-        "model.lgm.up_channels",
-        lgm.up_channels,
-        f"wants at most as many levels as down_channels, {len(lgm.down_channels)}",
-    )
-    _require(
-        lgm.time_channels % 2 == 0, "model.lgm.time_channels", lgm.time_channels, "must be even: sines and cosines"
-    )
-    halvings = 2 ** (len(lgm.down_channels) - 1)
-    _require(
-        lgm.input_size > 0 and lgm.input_size % halvings == 0,
-        "model.lgm.input_size",
-        lgm.input_size,
-        f"must be a multiple of {halvings}",
-    )
+        ok = all(w > 0 and w % lgm.groups == 0 for w in widths) and all(w % lgm.heads == 0 for w in attended)
+        want = f"wants multiples of groups = {lgm.groups}, and of heads = {lgm.heads} where there is attention"
+        must(ok, key, want)
+    down, up = len(lgm.down_channels), len(lgm.up_channels)
+    must(up <= down, "model.lgm.up_channels", f"wants at most as many levels as down_channels, {down}")
+    must(lgm.time_channels % 2 == 0, "model.lgm.time_channels", "must be even: sines and cosines")
+    halvings = 2 ** (down - 1)
+    ok = lgm.input_size > 0 and lgm.input_size % halvings == 0
+    must(ok, "model.lgm.input_size", f"must be a multiple of {halvings}")
 
 
-def _check_use(config: Config) -> None:
+def _check_use(must: _Checker, config: Config) -> None:
     """Cameras, sampling and training, among themselves and with the model."""
-    cameras, sampler = config.cameras, config.sampler
-    views, frames, wanted = cameras.num_views, cameras.orbit_frames, config.model.lgm.num_input_views
-    _require(0 < views <= frames, "cameras.num_views", views, f"must lie in 1 .. cameras.orbit_frames = {frames}")
+    views, frames, wanted = config.cameras.num_views, config.cameras.orbit_frames, config.model.lgm.num_input_views
+    must(0 < views <= frames, "cameras.num_views", f"must lie in 1 .. cameras.orbit_frames = {frames}")
     want = f"the reconstructor reads model.lgm.num_input_views = {wanted}"
-    _require(views >= wanted, "cameras.num_views", views, want)
-    low, high = sampler.scheduler.sigma_min, sampler.scheduler.sigma_max
-    _require(low < high, "sampler.scheduler.sigma_min", low, f"must be less than sigma_max = {high}")
-    _require_subset("sampler.feedback", sampler.feedback, config.model.multiview.feedback)
+    must(views >= wanted, "cameras.num_views", want)
+    low, high = config.sampler.scheduler.sigma_min, config.sampler.scheduler.sigma_max
+    must(low < high, "sampler.scheduler.sigma_min", f"must be less than sigma_max = {high}")
     for name in ("feedback_sigma", "guidance_sigma"):
-        interval = getattr(sampler, name)
+        interval = getattr(config.sampler, name)
         ok = interval is None or (len(interval) == 2 and interval[0] <= interval[1])
-        _require(ok, f"sampler.{name}", interval, "wants [lowest, highest] noise level")
+        must(ok, f"sampler.{name}", "wants [lowest, highest] noise level")
     want = f"must be less than scheduler.sigma_max = {high}: nothing would be sampled"
-    _require(sampler.last_sigma < high, "sampler.last_sigma", sampler.last_sigma, want)
+    must(config.sampler.last_sigma < high, "sampler.last_sigma", want)
+    must.be_subset("sampler.feedback", config.model.multiview.feedback)
     factor = config.train.spike_factor
-    _require(factor == 0 or factor > 1, "train.spike_factor", factor, "must be more than 1, or 0 for no watch")
+    must(factor == 0 or factor > 1, "train.spike_factor", "must be more than 1, or 0 for no watch")
 
 
-def _check_objective(config: Config) -> None:
+def _check_objective(must: _Checker, config: Config) -> None:
     """Switches of the objective that contradict each other, or that would train nothing."""
-    objective = config.objective
-    _require_subset("objective.freeze", objective.freeze, get_args(Part))
-    trains_3d, frozen, trained = objective.reconstruction, objective.freeze, objective.trained
-    trains_unet = any(part != "lgm" for part in trained)
-    _require(
-        objective.diffusion or trains_3d != "none",
-        "objective.diffusion",
-        False,
-        "nothing would be trained: set objective.reconstruction too",
-    )
-    _require(
-        objective.diffusion or trains_3d == "clean",
-        "objective.reconstruction",
-        trains_3d,
-        "without objective.diffusion only clean views exist: must be clean",
-    )
-    _require(len(trained) > 0, "objective.freeze", frozen, "nothing would be trained: leave a part out")
+    o, sampler, frames = config.objective, config.sampler, config.cameras.orbit_frames
+    must.be_subset("objective.freeze", get_args(Part))
+    renders, trains_unet = o.reconstruction != "none", any(part != "lgm" for part in o.trained)
+    nothing = "nothing would be trained"
+    must(o.diffusion or renders, "objective.diffusion", f"{nothing}: set objective.reconstruction too")
+    want = "without objective.diffusion only clean views exist: must be clean"
+    must(o.diffusion or o.reconstruction == "clean", "objective.reconstruction", want)
+    must(len(o.trained) > 0, "objective.freeze", f"{nothing}: leave a part out")
+    predicts = o.reconstruction in ("predicted", "both")
     want = "wants predicted views and a part of the U-Net to train: objective.reconstruction=predicted or both"
-    reaches_unet = trains_3d in ("predicted", "both") and trains_unet
-    _require(reaches_unet or not objective.decode_gradient, "objective.decode_gradient", True, want)
+    must((predicts and trains_unet) or not o.decode_gradient, "objective.decode_gradient", want)
     want = "with lgm in objective.freeze must be none, or predicted with objective.decode_gradient=true"
-    useful = trains_3d == "none" or (trains_3d == "predicted" and objective.decode_gradient)
-    _require(useful or "lgm" not in frozen, "objective.reconstruction", trains_3d, want)
-    maps_train_lgm = objective.feedback_probability > 0 and not objective.detach_feedback
-    _require(
-        trains_unet or not objective.diffusion or trains_3d in ("predicted", "both") or maps_train_lgm,
-        "objective.freeze",
-        frozen,
-        "all of the U-Net is frozen and no loss needs its views: set objective.diffusion=false",
-    )
+    useful = not renders or (o.reconstruction == "predicted" and o.decode_gradient)
+    must(useful or "lgm" not in o.freeze, "objective.reconstruction", want)
+    needs_views = predicts or (o.feedback_probability > 0 and not o.detach_feedback)
+    want = "all of the U-Net is frozen and no loss needs its views: set objective.diffusion=false"
+    must(trains_unet or not o.diffusion or needs_views, "objective.freeze", want)
 
-    levels = objective.sigma_levels
-    _require(
-        len(levels) <= config.sampler.steps and sum(levels) <= 1 + 1e-9,
-        "objective.sigma_levels",
-        levels,
-        f"wants shares that add up to at most 1, for at most sampler.steps = {config.sampler.steps} levels",
-    )
-    known = config.model.multiview.feedback
-    maps = known if objective.feedback is None else objective.feedback
-    _require_subset("objective.feedback", maps, known)
-    _require(
-        objective.feedback != [] or objective.feedback_probability == 0,
-        "objective.feedback_probability",
-        objective.feedback_probability,
-        "without feedback maps a second pass would repeat the first: must be 0",
-    )
-    _require(
-        objective.feedback is None or set(config.sampler.feedback) <= set(maps),
-        "sampler.feedback",
-        config.sampler.feedback,
-        f"training feeds back objective.feedback = {maps} alone: must be a subset of it",
-    )
+    want = f"wants shares that add up to at most 1, for at most sampler.steps = {sampler.steps} levels"
+    fits = len(o.sigma_levels) <= sampler.steps and sum(o.sigma_levels) <= 1 + 1e-9
+    must(fits, "objective.sigma_levels", want)
+    must.be_subset("objective.feedback", config.model.multiview.feedback)
+    want = "without feedback maps a second pass would repeat the first: must be 0"
+    must(o.feedback != [] or o.feedback_probability == 0, "objective.feedback_probability", want)
+    want = f"training feeds back objective.feedback = {o.feedback} alone: must be a subset of it"
+    must(o.feedback is None or set(sampler.feedback) <= set(o.feedback), "sampler.feedback", want)
 
-    views, frames = config.cameras.num_views, config.cameras.orbit_frames
-    _require(
-        views + objective.extra_views <= frames,
-        "objective.extra_views",
-        objective.extra_views,
-        f"orbits have cameras.orbit_frames = {frames} views, of which num_views takes {views}",
-    )
-    for key, value in (
-        ("objective.extra_views", objective.extra_views),
-        ("objective.lpips_warmup_steps", objective.lpips_warmup_steps),
-    ):
-        _require(value == 0 or trains_3d != "none", key, value, "needs objective.reconstruction: nothing is rendered")
-    _require(
-        objective.lpips_warmup_steps == 0 or objective.lpips_weight > 0,
-        "objective.lpips_warmup_steps",
-        objective.lpips_warmup_steps,
-        "objective.lpips_weight is 0: set it, or no warm-up",
-    )
-    _require(
-        objective.position_weight == 0 or config.data.depth,
-        "objective.position_weight",
-        objective.position_weight,
-        "needs depth: set data.depth=true",
-    )
+    views = config.cameras.num_views
+    want = f"orbits have cameras.orbit_frames = {frames} views, of which num_views takes {views}"
+    must(views + o.extra_views <= frames, "objective.extra_views", want)
+    for key in ("objective.extra_views", "objective.lpips_warmup_steps"):
+        must(must.value(key) == 0 or renders, key, "needs objective.reconstruction: nothing is rendered")
+    want = "objective.lpips_weight is 0: set it, or no warm-up"
+    must(o.lpips_warmup_steps == 0 or o.lpips_weight > 0, "objective.lpips_warmup_steps", want)
+    must(o.position_weight == 0 or config.data.depth, "objective.position_weight", "needs depth: set data.depth=true")
