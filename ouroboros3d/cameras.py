@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ouroboros3d.camera_defaults import DISTANCE, FOV
+
 
 @dataclass(frozen=True)
 class Cameras:
@@ -116,8 +118,8 @@ def orbit_poses(azimuths: Tensor | list[float], elevation: float, distance: floa
 def orbit(
     azimuths: Tensor | list[float],
     elevation: float = 0.0,
-    distance: float = 1.7417,
-    fov: float = 39.598,
+    distance: float = DISTANCE,
+    fov: float = FOV,
     relative: bool = True,
 ) -> Cameras:
     """One orbit around the origin, [1, V, ...] float32. `relative` puts the first camera at the canonical pose

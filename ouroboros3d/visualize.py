@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ouroboros3d.camera_defaults import TURNTABLE_DISTANCE, TURNTABLE_FOV
 from ouroboros3d.cameras import Cameras, orbit
 from ouroboros3d.files import OutputError, atomic_path
 from ouroboros3d.gaussians import Gaussians
@@ -62,7 +63,11 @@ def save_image(path: str | Path, image: Image.Image | Tensor) -> None:
 
 
 def turntable_cameras(
-    step: float = 2.0, radius: float = 1.5, fov: float = 49.1, elevation: float = 0.0, tilt: float = 0.0
+    step: float = 2.0,
+    radius: float = TURNTABLE_DISTANCE,
+    fov: float = TURNTABLE_FOV,
+    elevation: float = 0.0,
+    tilt: float = 0.0,
 ) -> Cameras:
     """[1, 360 / step, ...] cameras on a circle around the object's up axis, starting at the input's azimuth.
 
@@ -83,8 +88,8 @@ def turntable(
     renderer: Renderer,
     size: int = 512,
     step: float = 2.0,
-    radius: float = 1.5,
-    fov: float = 49.1,
+    radius: float = TURNTABLE_DISTANCE,
+    fov: float = TURNTABLE_FOV,
     elevation: float = 0.0,
     tilt: float = 0.0,
     chunk: int = 8,

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ouroboros3d.camera_defaults import DISTANCE, FOV
 from ouroboros3d.cameras import Cameras, orbit
 from ouroboros3d.cli import call
 from ouroboros3d.cli.view import load_upright
@@ -28,7 +29,6 @@ from ouroboros3d.rendering import render
 from ouroboros3d.visualize import turntable_cameras
 
 ELEVATION = 15.0
-DISTANCE, FOV = 1.7417, 39.598
 CAMERAS = ((0.0, ELEVATION), (70.0, 35.0), (200.0, -10.0))  # azimuth and elevation, degrees
 
 

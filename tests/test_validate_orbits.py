@@ -12,10 +12,11 @@ import pytest
 from orbit_folders import orbit_dataset
 from PIL import Image, ImageDraw
 
+from ouroboros3d.camera_defaults import DISTANCE, FOV
 from ouroboros3d.cli import call
 from ouroboros3d.data.orbit_files import read_ids
 from ouroboros3d.datagen.orbit_checks import check_orbit, check_poses, check_set, good_lists, read_list
-from ouroboros3d.datagen.raycast import DISTANCE, FOV_DEGREES, orbit_pose
+from ouroboros3d.datagen.raycast import orbit_pose
 
 FRAMES, SIZE = 8, 40
 FACES = {(0, -1): "red", (0, 1): "orange", (1, -1): "blue", (1, 1): "green", (2, -1): "grey", (2, 1): "white"}
@@ -25,7 +26,7 @@ def write_orbit(folder: Path, sides=(0.5, 0.6, 0.4), elevation=20.0, start=7.0, 
     """Views of a box with a colour a side; the silhouettes are exact."""
     folder.mkdir(parents=True)
     poses = [orbit_pose(start + 360 * k / FRAMES, elevation) for k in range(FRAMES)]
-    scale = size / 2 / np.tan(np.radians(FOV_DEGREES / 2))
+    scale = size / 2 / np.tan(np.radians(FOV / 2))
     locations = []
     for k, pose in enumerate(poses):
         picture = Image.new("RGBA", (size, size))
@@ -42,7 +43,7 @@ def write_orbit(folder: Path, sides=(0.5, 0.6, 0.4), elevation=20.0, start=7.0, 
             draw.polygon([tuple(point) for point in points], fill=colour or name)
         picture.save(folder / f"render_{k:04d}.webp", lossless=True)
         locations.append({"transform_matrix": pose.tolist(), "frames": [{"name": f"render_{k:04d}.webp"}]})
-    meta = {"camera_angle_x": float(np.radians(FOV_DEGREES)), "elevation": elevation, "locations": locations}
+    meta = {"camera_angle_x": float(np.radians(FOV)), "elevation": elevation, "locations": locations}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -200,7 +201,7 @@ def test_what_is_no_damage(root):
     remeta(lambda m: m.pop("elevation"))(root / "box_1")
     report = check_orbit(root, "box_1", FRAMES)
     assert report.good and not report.degenerate, report
-    assert (report.size, report.fov) == (SIZE, pytest.approx(FOV_DEGREES))
+    assert (report.size, report.fov) == (SIZE, pytest.approx(FOV))
     assert (report.distance, report.elevation) == (pytest.approx(DISTANCE), pytest.approx(5.0))
     assert check_poses(np.stack([orbit_pose(22.5 * k, -5.0, 3.0) for k in range(16)]))[0] == []
 

@@ -42,6 +42,7 @@ from typing import Any
 
 import numpy as np
 
+from ouroboros3d.camera_defaults import DISTANCE, FOV
 from ouroboros3d.datagen.assets import SPLITS, Asset, open_assets
 from ouroboros3d.datagen.blender import require_bpy
 from ouroboros3d.datagen.orbit_renderer import (
@@ -55,7 +56,6 @@ from ouroboros3d.datagen.orbit_renderer import (
     render_set,
     write_lists,
 )
-from ouroboros3d.datagen.raycast import DISTANCE, FOV_DEGREES
 from ouroboros3d.errors import UserError
 
 
@@ -80,7 +80,7 @@ def add_render_options(parser: argparse.ArgumentParser) -> None:
     add("--depth", type=int, default=0, metavar="PIXELS", help="write depth.npz with maps of this size (0: none)")
     add("--samples", type=int, help="light: rays per pixel and axis (3); blender: paths per pixel (64)")
     add("--fill", type=float, default=FILL, help="the object's sphere, as a share of the width (%(default).3f)")
-    add("--fov", type=float, default=FOV_DEGREES, help="field of view in degrees (%(default)s)")
+    add("--fov", type=float, default=FOV, help="field of view in degrees (%(default)s)")
     add("--distance", type=float, default=DISTANCE, help="of the camera, in world units (%(default)s)")
     add("--limit", type=int, help="render the first so many objects only")
     add("--up", choices=("y", "z"), default="y", help="up axis of the mesh files (%(default)s; an fbx says its own)")

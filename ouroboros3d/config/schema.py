@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ouroboros3d.camera_defaults import DISTANCE, FOV, TURNTABLE_DISTANCE, TURNTABLE_FOV
+
 # Of the pictures, in [0, 1]; "random" draws one per training example, and is white where one colour must do.
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5), "random": (1.0, 1.0, 1.0)}
 
@@ -210,8 +212,8 @@ class CamerasConfig:
     orbit_frames: int = 16
     elevation: float = _number(0.0, gt=-90, lt=90)  # degrees, of the input view above the object's equator
     trained_elevations: list[float] = _list(-5.0, 30.0, length=2, gt=-90, lt=90)  # lowest, highest in training
-    distance: float = _number(1.7417, gt=0)
-    fov: float = _number(39.598, gt=0, lt=180)  # degrees
+    distance: float = _number(DISTANCE, gt=0)
+    fov: float = _number(FOV, gt=0, lt=180)  # degrees
 
 
 @dataclass
@@ -220,8 +222,8 @@ class TurntableConfig:
 
     size: int = _number(512, ge=2)  # pixels, whatever the size the networks work at
     step: float = _number(2.0, gt=0, le=360)  # degrees a frame
-    radius: float = _number(1.5, gt=0)
-    fov: float = _number(49.1, gt=0, lt=180)  # degrees
+    radius: float = _number(TURNTABLE_DISTANCE, gt=0)
+    fov: float = _number(TURNTABLE_FOV, gt=0, lt=180)  # degrees
     fps: int = _number(30, ge=1)
 
 

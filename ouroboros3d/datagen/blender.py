@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ouroboros3d.camera_defaults import FOV
 from ouroboros3d.errors import UserError
 
 from .assets import AssetError, Findings
 from .meshes import READERS, Z_UP
 from .pictures import Pictures, find_texture
-from .raycast import FOV_DEGREES, SKY_DIRECTION, Raycaster
+from .raycast import SKY_DIRECTION, Raycaster
 from .surface import OBJECT_RADIUS, Part, make_surface, to_linear
 
 _SHARED = {"missing material files", "missing materials", "free-form geometry", "points", "lines"}  # with Blender
@@ -87,7 +88,7 @@ class BlenderScene:
         _set_up_cycles(device, denoise, threads, seed)
         self._caster: Raycaster | None = None
 
-    def render(self, c2w: np.ndarray, size: int, samples: int = 64, fov: float = FOV_DEGREES) -> np.ndarray:
+    def render(self, c2w: np.ndarray, size: int, samples: int = 64, fov: float = FOV) -> np.ndarray:
         """One picture, [size, size, 4] uint8 RGBA (colour not multiplied by alpha, empty = 0).
 
         c2w: [4, 4] OpenGL camera-to-world; samples: paths per pixel; fov: horizontal, degrees.
@@ -108,7 +109,7 @@ class BlenderScene:
         rgba[rgba[..., 3] == 0] = 0
         return rgba
 
-    def depth(self, c2w: np.ndarray, size: int, fov: float = FOV_DEGREES) -> np.ndarray:
+    def depth(self, c2w: np.ndarray, size: int, fov: float = FOV) -> np.ndarray:
         """As Raycaster.depth, of the same triangles (holes cut by a texture's alpha are closed)."""
         self._caster = self._caster or Raycaster(self.surface)
         return self._caster.depth(c2w, size, fov)

@@ -29,6 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ouroboros3d import __version__
+from ouroboros3d.camera_defaults import DISTANCE, FOV
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path, check_writable_dir, staged, write_lines
 
@@ -36,13 +37,13 @@ from .assets import SPLITS, Asset, AssetError, Findings, hold_out
 from .blender import BlenderScene
 from .meshes import load_surface
 from .procedural import random_object
-from .raycast import DISTANCE, FOV_DEGREES, Raycaster, orbit_pose
+from .raycast import Raycaster, orbit_pose
 from .surface import OBJECT_RADIUS, Surface
 
 FRAMES = 16
 ELEVATIONS = (-5.0, 30.0)
 MAX_FACES = 5_000_000  # 3 GB of memory a worker, with light and without textures
-FILL = float(np.tan(np.arcsin(OBJECT_RADIUS / DISTANCE)) / np.tan(np.radians(FOV_DEGREES / 2)))  # 0.832
+FILL = float(np.tan(np.arcsin(OBJECT_RADIUS / DISTANCE)) / np.tan(np.radians(FOV / 2)))  # 0.832
 MAX_NAME = 255  # bytes, on all usual file systems
 STALE = 3600  # seconds without a new file, after which a hidden folder belongs to a killed run
 
@@ -65,7 +66,7 @@ class Settings:
     seed: int = 0
     up: str = "y"
     backend: str = "light"
-    fov: float = FOV_DEGREES
+    fov: float = FOV
     distance: float = DISTANCE
     fill: float = FILL
     device: str = "cpu"

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .surface import Surface, unit
+from ouroboros3d.camera_defaults import DISTANCE, FOV
 
-FOV_DEGREES = 39.598
-DISTANCE = 1.7417
+from .surface import Surface, unit
 
 # A surface at least this opaque counts for depth maps and stops a ray.
 _OPAQUE, _SOLID = 0.5, 0.996
@@ -51,7 +50,7 @@ class Raycaster:
         triangles = surface.vertices[surface.faces].astype(np.float32)
         self._mesh = TriangleMesh(self._scene, triangles)  # Embree keeps a pointer only
 
-    def render(self, c2w: np.ndarray, size: int, samples: int = 3, fov: float = FOV_DEGREES) -> np.ndarray:
+    def render(self, c2w: np.ndarray, size: int, samples: int = 3, fov: float = FOV) -> np.ndarray:
         """One picture, [size, size, 4] uint8 RGBA (colour not multiplied by alpha, empty = 0).
 
         c2w: [4, 4] OpenGL camera-to-world; samples: rays per pixel and axis; fov: horizontal, degrees.
@@ -73,7 +72,7 @@ class Raycaster:
         out[out[..., 3] < 0.5 / 255] = 0
         return (out * 255 + 0.5).clip(0, 255).astype(np.uint8)
 
-    def depth(self, c2w: np.ndarray, size: int, fov: float = FOV_DEGREES) -> np.ndarray:
+    def depth(self, c2w: np.ndarray, size: int, fov: float = FOV) -> np.ndarray:
         """Distance along the camera's axis through every pixel centre, [size, size] float32, 0 = empty."""
         directions = pixel_directions(c2w, size, fov)
         out = np.zeros(size * size, np.float32)

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ouroboros3d.camera_defaults import FOV
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.export.frames import turn_degrees
 from ouroboros3d.export.object3d import Object3D
@@ -32,7 +33,6 @@ COLUMNS = 4  # of a sheet of views
 PICTURE = 128  # pixels a side of a view, at most
 INPUT = 256  # of the input
 NEAR = 0.2  # world units, the renderer's
-FOV = 39.598  # degrees, where there are no cameras to take it from
 ABOUT = "Ouroboros3D: drag to turn the object; the slider goes through the steps of the loop."
 FILL = 0.85  # of the picture that such an object covers
 
