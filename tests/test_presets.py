@@ -8,7 +8,7 @@ import torch
 
 from ouroboros3d import devices
 from ouroboros3d.build import build_models, build_sampler
-from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.loading import load_config, save_model_config
 from ouroboros3d.config.schema import SamplerConfig
 from ouroboros3d.devices import inference_dtype
 from ouroboros3d.errors import ConfigError
@@ -55,6 +55,14 @@ class TestLayers:
         path = write(tmp_path / "run.yaml", f"sampler: {{preset: exact, {every}}}")
         with pytest.raises(ConfigError, match="sets every key of the preset"):
             load_config(path, ["sampler.preset=fast"])
+
+    def test_it_reaches_a_model_folder_whose_configuration_is_whole(self, tmp_path):
+        config = load_config("configs/small.yaml")
+        config.model.pretrained.checkpoint = None
+        save_model_config(config, tmp_path / "config.yaml")
+        fast = load_config(tmp_path / "config.yaml", ["sampler.preset=fast"]).sampler
+        assert fast == load_config("configs/small.yaml", ["sampler.preset=fast"]).sampler
+        assert (fast.feedback_every, fast.steps) == (2, 5)
 
     @pytest.mark.parametrize(
         ("override", "message"),

@@ -228,7 +228,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("vae", "image_encoder", "tiny_decoder"))
     parser.add_argument("--config", required=True)
-    parser.add_argument("--orbits", type=int, default=64, help="the tiny decoder learns from (default: %(default)s)")
+    parser.add_argument("--orbits", type=int, default=32, help="the tiny decoder learns from (default: %(default)s)")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(options.config, overrides)
     torch.manual_seed(config.train.seed)

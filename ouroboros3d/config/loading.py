@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ouroboros3d.config.checks import check_config
-from ouroboros3d.config.schema import Config, ModelConfig
+from ouroboros3d.config.schema import Config, ModelConfig, SamplerConfig
 from ouroboros3d.errors import ConfigError, one_line
 from ouroboros3d.files import atomic_path, locate
 
@@ -117,9 +117,11 @@ def save_config(config: Config | dict, path: str | Path) -> None:
 
 def save_model_config(config: Config, path: str | Path) -> None:
     """What belongs to a model's weights, as YAML: dimensions, sampling, cameras and background; not where weights lay.
-    `load_config` reads it."""
+    Of sampling only what differs from the defaults, so that a preset can still set the rest. `load_config` reads it."""
     parts = {name: as_kwargs(getattr(config, name)) for name in ("model", "sampler", "cameras", "turntable")}
     del parts["model"]["pretrained"]
+    usual = as_kwargs(SamplerConfig())
+    parts["sampler"] = {key: value for key, value in parts["sampler"].items() if value != usual[key]}
     with atomic_path(path) as temporary:
         temporary.write_text(OmegaConf.to_yaml({**parts, "data": {"background": config.data.background}}))
 
