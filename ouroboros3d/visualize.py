@@ -77,7 +77,8 @@ def turntable_cameras(
     """
     if not 0 < step <= 360:
         raise ValueError(f"the turntable's step must be in (0, 360] degrees, got {step}")
-    cameras = orbit(torch.arange(0, 360, step, dtype=torch.float64), elevation, radius, fov, relative=False)
+    azimuths = step * torch.arange(math.ceil(360 / step - 1e-6), dtype=torch.float64)  # 360 / n is rarely exact
+    cameras = orbit(azimuths, elevation, radius, fov, relative=False)
     cos, sin = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
     turn = cameras.c2w.new_tensor([[1, 0, 0, 0], [0, cos, -sin, 0], [0, sin, cos, 0], [0, 0, 0, 1]])
     return Cameras(turn @ cameras.c2w, cameras.K)
@@ -109,26 +110,37 @@ def turntable(
         yield from frames
 
 
-def save_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 30) -> None:
-    """Writes uint8 frames [H, W, 3] of one size as h264, yuv420p, atomically and one at a time.
+# The file's suffix -> ffmpeg's options. All browsers play h264 of pixel format yuv420p. A palette per frame keeps the
+# colours of a .gif and the memory of one frame; .webp and .gif repeat for ever.
+VIDEO_ENCODERS = {
+    ".mp4": ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", "-movflags", "+faststart"],
+    ".webp": ["-c:v", "libwebp_anim", "-quality", "85", "-loop", "0"],
+    ".gif": ["-vf", "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1", "-loop", "0"],
+}
 
-    yuv420p halves the colour resolution, so an odd side is padded by repeating its last row or column. Raises
-    ValueError for no frames or frames that differ, OutputError, with ffmpeg's own words, if it cannot write.
+
+def save_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 30) -> None:
+    """Writes uint8 frames [H, W, 3] of one size as .mp4 (h264), .webp or .gif, atomically and one at a time.
+
+    h264's yuv420p halves the colour resolution, so an odd side is padded by repeating its last row or column. Raises
+    ValueError for another suffix, no frames or frames that differ, OutputError, with ffmpeg's own words, if it cannot
+    write.
     """
+    encoder = VIDEO_ENCODERS.get(Path(path).suffix.lower())
+    if encoder is None:
+        raise ValueError(f"{path}: a video ends in {', '.join(VIDEO_ENCODERS)}")
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
         raise ValueError("a video wants at least one frame")
     height, width = first.shape[:2]
-    padding = ((0, height % 2), (0, width % 2), (0, 0))
-    even_size = f"{width + width % 2}x{height + height % 2}"
+    odd = (height % 2, width % 2) if "yuv420p" in encoder else (0, 0)
+    padding = ((0, odd[0]), (0, odd[1]), (0, 0))
+    size = f"{width + odd[1]}x{height + odd[0]}"
     with atomic_path(path) as temporary, tempfile.TemporaryFile() as messages:
-        options = (
-            f"-loglevel error -y -f rawvideo -pix_fmt rgb24 -s {even_size} -r {fps} -i - "
-            "-c:v libx264 -pix_fmt yuv420p -crf 18 -movflags +faststart"
-        )
+        options = f"-loglevel error -y -f rawvideo -pix_fmt rgb24 -s {size} -r {fps} -i -"
         # Not through imageio: it never looks at ffmpeg's exit status; a full disk would leave half a video.
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), *options.split(), temporary]
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), *options.split(), *encoder, temporary]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=messages, stderr=messages)
         complete = False
         try:

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": ("train", "train on orbits of objects"),
     "evaluate": ("evaluate", "score a model on held-out orbits"),
     "ablate": ("ablate", "train, evaluate and print the paper's ablation tables"),
+    "convert": ("convert", "a .ply of Gaussians to the files of viewers and other tools"),
     "export": ("export", "weights in the layout of diffusers or of the release"),
     "render": ("render_orbits", "meshes to orbits"),
     "render_eval": ("render_eval", "meshes to an evaluation set"),
