@@ -127,7 +127,7 @@ case "$verb" in
     PYTHON="$python" exec "$root/scripts/train_small.sh" "$@"
     ;;
   test)
-    prepare pytest ruff webdataset trimesh "${data_packages[@]}"
+    prepare pytest ruff webdataset trimesh gaussforge scikit-image fast-simplification xatlas "${data_packages[@]}"
     cd "$root"
     exec "$python" -m pytest "$@"
     ;;

@@ -163,7 +163,7 @@ def test_a_glb_shows_the_object_to_another_reader(quick, tmp_path, texture):
     (loaded,) = trimesh.load(path, process=False).geometry.values()
     assert len(loaded.faces) <= 2000
     red = loaded.vertices[:, 1].max()  # y up, straightened: the red half was on top of the leaning ball
-    assert red == pytest.approx(0.3, abs=0.03)
+    assert red == pytest.approx(0.3, abs=0.05)
 
 
 def test_a_glb_is_unlit_with_linear_colours_of_16_bits():
