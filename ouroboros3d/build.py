@@ -79,7 +79,7 @@ def build_models(config: ModelConfig) -> Models:
 
     SVD's and LGM's public weights come first, a checkpoint folder last. Raises CheckpointError.
     """
-    pretrained = located(config.pretrained)
+    pretrained = find_pretrained(config.pretrained)
     has_checkpoint = pretrained.checkpoint is not None
     unet = MultiViewUNet(config)
     lgm = build_reconstructor(config)
@@ -116,7 +116,7 @@ def build_reconstructor(config: ModelConfig) -> Reconstructor:
     return LGM(config.lgm, config.conventions.rotation)
 
 
-def located(pretrained: PretrainedConfig) -> PretrainedConfig:
+def find_pretrained(pretrained: PretrainedConfig) -> PretrainedConfig:
     """With the relative paths that are not in the working directory looked up in the repository."""
     return PretrainedConfig(**{k: path if path is None else str(locate(path)) for k, path in vars(pretrained).items()})
 

@@ -207,7 +207,7 @@ def table_row(table: Image.Image, index: int, rows: int) -> Image.Image:
     return table.crop((0, top, table.width, top + pitch))
 
 
-def stacked(entries: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+def stack_with_headings(entries: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Pictures below each other, each under its heading."""
     line = 22
     width = max(picture.width for _, picture in entries)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ouroboros3d.data.orbit_files import DataError, read_ids, some
+from ouroboros3d.data.orbit_files import DataError, first_names, read_ids
 from ouroboros3d.data.shards import Entry, is_current, scan_shard, write_index, write_shard
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import OutputError, check_writable_dir, write_lines
@@ -83,7 +83,9 @@ def main(arguments: list[str]) -> int:
     check_writable_dir(options.out)
     others = sorted(path.name for path in set(options.out.glob("*.tar")) - {task.path for task in tasks})
     if others:
-        raise OutputError(f"{options.out}: has other shards, {some(others)}; remove them or choose another --out")
+        raise OutputError(
+            f"{options.out}: has other shards, {first_names(others)}; remove them or choose another --out"
+        )
 
     entries = run(tasks, options.workers)
     for name in lists:
@@ -93,5 +95,5 @@ def main(arguments: list[str]) -> int:
     packed = {entry.id for entry in entries}
     missing = [name for task in tasks for name in task.ids if name not in packed]
     if missing:
-        print(f"error: {options.root}: {len(missing)} ids have no folder: {some(missing)}", file=sys.stderr)
+        print(f"error: {options.root}: {len(missing)} ids have no folder: {first_names(missing)}", file=sys.stderr)
     return 1 if missing else 0

@@ -100,11 +100,13 @@ def read_ids(path: Path) -> list[str]:
         raise DataError(f"{path}: the list is empty; {hint}")
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
-        _log.warning("%s: %d ids stand there more than once and are read once: %s", path, len(repeated), some(repeated))
+        _log.warning(
+            "%s: %d ids stand there more than once and are read once: %s", path, len(repeated), first_names(repeated)
+        )
     return list(counts)
 
 
-def some(names: Sequence[str], most: int = 8) -> str:
+def first_names(names: Sequence[str], most: int = 8) -> str:
     """The first few names of many, in words."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

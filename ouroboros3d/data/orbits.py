@@ -30,12 +30,12 @@ from ouroboros3d.data.orbit_files import (
     DataError,
     Ids,
     Views,
+    first_names,
     read_depth,
     read_ids,
     read_poses,
     read_rgba,
     read_views,
-    some,
 )
 from ouroboros3d.data.remote import local_root
 from ouroboros3d.data.shards import open_orbits
@@ -156,7 +156,8 @@ class OrbitDataset(Dataset):
         if len(found) > int(self.data.max_damaged * len(self) + 1e-9):
             raise DataError(
                 f"{self.list_file}: {len(found)} of {len(self)} orbits are damaged, more than data.max_damaged "
-                f"= {self.data.max_damaged:g} allows: {some([self.ids[k] for k in found], 20)}; the last one: {error}"
+                f"= {self.data.max_damaged:g} allows: {first_names([self.ids[k] for k in found], 20)}; "
+                f"the last one: {error}"
             ) from error
         if not known:
             _log.warning("%s; until then the next orbit of the list is read in its place", error)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ouroboros3d import files
-from ouroboros3d.data.orbit_files import RIGID, DataError, read_depth, read_meta, some
+from ouroboros3d.data.orbit_files import RIGID, DataError, first_names, read_depth, read_meta
 
 MISSING = "missing: there is no such folder"
 SOURCE_HASHES = ("source_sha256", "sha256")  # keys of meta.json
@@ -259,7 +259,7 @@ def read_list(path: Path) -> tuple[list[str], list[str]]:
     problems = [f"blank: {counts.pop('')} blank lines"] if "" in counts else []
     twice = [i for i, count in counts.items() if count > 1]
     if twice:
-        problems.append(f"duplicate: {some(twice)} more than once")
+        problems.append(f"duplicate: {first_names(twice)} more than once")
     return list(counts), problems
 
 
@@ -284,15 +284,15 @@ def check_set(
     for k, name in enumerate(names):
         missing = [i for i in lists[name] if i not in reports or reports[i].problems[:1] == [MISSING]]
         if missing:
-            problems[name].append(f"missing: no folder for {some(missing)}")
+            problems[name].append(f"missing: no folder for {first_names(missing)}")
         for other in names[k + 1 :]:
             shared = sorted(set(lists[name]) & set(lists[other]))
             if shared:
-                problems[name].append(f"overlap: {some(shared)} stand in {other} too")
+                problems[name].append(f"overlap: {first_names(shared)} stand in {other} too")
             sources = {reports[i].source for i in lists[other] if i in reports and reports[i].source}
             same = [i for i in lists[name] if i not in shared and i in reports and reports[i].source in sources]
             if same:
-                problems[name].append(f"overlap: {some(same)} show an asset that {other} shows too")
+                problems[name].append(f"overlap: {first_names(same)} show an asset that {other} shows too")
     return problems
 
 
@@ -312,4 +312,4 @@ def _short(error: Exception, path: Path) -> str:
 
 
 def _frames(indices: np.ndarray) -> str:
-    return "frame " + some([str(k) for k in indices])
+    return "frame " + first_names([str(k) for k in indices])

@@ -27,7 +27,7 @@ from ouroboros3d.evaluation.score_tables import Row as Score
 from ouroboros3d.evaluation.score_tables import align, check_settings, compare, key, read_rows, summarise
 from ouroboros3d.files import PACKAGE, atomic_path, check_writable_dir, locate
 from ouroboros3d.models.weights import find_weights
-from ouroboros3d.visualize import save_image, stacked, table_row
+from ouroboros3d.visualize import save_image, stack_with_headings, table_row
 
 METRICS = (("psnr", "PSNR", 3), ("ssim", "SSIM", 4), ("lpips", "LPIPS", 4), ("gradient_distance", "gradient d.", 4))
 PAPER_COLUMNS = ("PSNR", "SSIM", "LPIPS", "d PSNR", "d SSIM", "d LPIPS")
@@ -243,7 +243,7 @@ def comparison(out: Path, names: list[str], train_seed: int, seed: int) -> Image
         for name, path in paths.items():
             heading = f"{ROWS[name].title}: 3D {scores[name][key(row)]['render_novel_psnr']:.1f} dB"
             entries.append((heading, table_row(Image.open(path), PICTURES.index("3D"), count)))
-    return stacked(entries) if entries else None
+    return stack_with_headings(entries) if entries else None
 
 
 def plot(path: Path, made: dict[str, Result]) -> None:

@@ -26,7 +26,7 @@ from ouroboros3d.data.orbit_files import read_ids
 from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.errors import ConfigError, UserError
 from ouroboros3d.evaluation.bootstrap import spread_evenly
-from ouroboros3d.evaluation.examples import Baselines, Example, Target, load_example, object_of, thin
+from ouroboros3d.evaluation.examples import Baselines, Example, Target, load_example, object_of, spread_points
 from ouroboros3d.evaluation.metrics import SOLID, point_scores, psnr
 from ouroboros3d.evaluation.result_folder import Store
 from ouroboros3d.evaluation.score_tables import Row, key, object_name, rounded
@@ -86,7 +86,7 @@ class Evaluator:
         if example.points is not None:
             solid = loop.means[0][loop.opacities[0] > SOLID].double().cpu()
             world = solid @ example.to_world[:3, :3].T + example.to_world[:3, 3]
-            values |= point_scores(thin(world.float()), example.points)
+            values |= point_scores(spread_points(world.float()), example.points)
         for name, images in self.baselines(example).items() if self.baselines else ():
             values |= self._scores(name, images.to(self.device), truth, skip=1)
         row: Row = {"object": example.object, "id": example.item["id"], "seed": seed}

@@ -124,7 +124,7 @@ def read_points(root: Path, name: str) -> Tensor | None:
     except Exception as error:  # zipfile, zlib and numpy all have their own
         reason = one_line(error)
         raise DataError(f"{path}: cannot be used ({reason}); want `points` [N, 3]") from error
-    return thin(points)
+    return spread_points(points)
 
 
 def _read_target(folder: Path, frames: list[int], dataset: OrbitDataset, first: Tensor, background: Tensor) -> Target:
@@ -143,7 +143,7 @@ def _elevation(c2w: Tensor) -> float:
     return math.degrees(math.asin(float(c2w[2, 3] / c2w[:3, 3].norm())))
 
 
-def thin(points: Tensor) -> Tensor:
+def spread_points(points: Tensor) -> Tensor:
     """At most 20,000 of points [N, 3], spread evenly."""
     return points[torch.linspace(0, len(points) - 1, min(len(points), POINTS)).round().long()]
 

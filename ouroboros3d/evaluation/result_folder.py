@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ouroboros3d.evaluation.score_tables import Row, check_settings, key, read_rows, write_rows
 from ouroboros3d.files import check_writable_dir
-from ouroboros3d.visualize import save_image, stacked, views_table
+from ouroboros3d.visualize import save_image, stack_with_headings, views_table
 
 
 class Store:
@@ -63,7 +63,7 @@ class Store:
             )
             for kind, row in extreme_rows([row for row in rows if picture_path(self.folder, row).is_file()], count)
         ]
-        return stacked(entries) if entries else None
+        return stack_with_headings(entries) if entries else None
 
     def _tables(self) -> list[Path]:
         """The whole table first, then what an interrupted run of several processes has left."""

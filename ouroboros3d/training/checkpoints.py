@@ -182,14 +182,14 @@ def _is_whole(path: Path) -> bool:
 def trainer_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The trainer's state and the flat configuration of a checkpoint; the latter is empty in those of older code."""
     state, path = json.loads((folder / "trainer.json").read_text()), folder / "config.yaml"
-    return state, flat(OmegaConf.to_container(OmegaConf.load(path))) if path.exists() else {}
+    return state, flatten_keys(OmegaConf.to_container(OmegaConf.load(path))) if path.exists() else {}
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_keys(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"train": {"steps": 4}} as {"train.steps": 4}."""
     result: dict[str, Any] = {}
     for name, value in values.items():
-        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        result |= flatten_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return result
 
 
@@ -214,7 +214,7 @@ def compare_runs(folder: Path, state: dict, old: dict[str, Any], new: Any, globa
     `state` and `old` are of `trainer_state`, `new` is the configuration now. Raises TrainingError where the
     change makes it another run.
     """
-    refused, allowed = differences(old, flat(OmegaConf.to_container(OmegaConf.structured(new))))
+    refused, allowed = differences(old, flatten_keys(OmegaConf.to_container(OmegaConf.structured(new))))
     if refused:
         raise TrainingError(
             f"{folder} is of another configuration: {', '.join(refused)}; set these back, choose another "

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ouroboros3d.build import Models, build_models, located
+from ouroboros3d.build import Models, build_models, find_pretrained
 from ouroboros3d.cameras import Cameras, orbit
 from ouroboros3d.config.schema import Config, PretrainedConfig
 from ouroboros3d.data.batch import OrbitBatch
@@ -261,7 +261,7 @@ def describe(config: Config, processes: int | None = None) -> tuple[str, list[st
     memory = estimate_memory(config, parameters, activation_bytes(config), "ddp", processes)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in vars(memory).items() if size)
     for key in ("lgm", "vae", "image_encoder", "unet", "checkpoint"):
-        path = getattr(located(config.model.pretrained), key)
+        path = getattr(find_pretrained(config.model.pretrained), key)
         if path is not None and not Path(path).exists():
             problems.append(f"model.pretrained.{key} = {path}: is not there")
     lines = [
