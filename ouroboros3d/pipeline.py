@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,11 +44,14 @@ from ouroboros3d.errors import ConfigError, one_line
 from ouroboros3d.export.object3d import Object3D, Step3D
 from ouroboros3d.files import check_writable_dir, locate
 from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.inference.candidates import SHARE, Candidate, candidates, elevation_grid, scored
 from ouroboros3d.inference.photo import load_condition_image
 from ouroboros3d.interfaces import Renderer, Rendering
 from ouroboros3d.models.weights import CheckpointError, save_checkpoint, save_diffusers
 from ouroboros3d.sampler import SamplerStep
 from ouroboros3d.visualize import shrink, to_uint8
+
+log = logging.getLogger(__name__)
 
 DTYPES = dict(zip(DTYPE_NAMES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 RELEASE = ("model.pretrained.svd=stabilityai/stable-video-diffusion-img2vid", "model.conventions.renderer=gsplat")
@@ -210,8 +215,9 @@ class Ouroboros3DPipeline:
         image: Picture | Sequence[Picture],
         num_inference_steps: int | None = None,
         guidance_scale: float | Sequence[float] | None = None,
-        elevation: float | Sequence[float] | None = None,
+        elevation: float | Sequence[float] | str | None = None,
         *,
+        num_candidates: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         remove_background: bool = True,
@@ -226,7 +232,10 @@ class Ouroboros3DPipeline:
             or what `prepare_image` returned; or a list of these.
         num_inference_steps: steps of the loop.
         guidance_scale: of the first and the last view; a number g means [1, g].
-        elevation: degrees from which the camera looks down on the object, one for all or one per picture.
+        elevation: degrees from which the camera looks down on the object, one for all or one per picture; "auto" tries
+            four of the range that the model was trained on, as candidates.
+        num_candidates: samples from so many seeds, from `seed` on, of which the best is finished, see
+            `inference.candidates`; the object is the one that its own seed, in `output[i].seed`, gives alone.
         seed: of the noise, one for all or one per picture; a picture's result does not depend on the others.
         generator: draws the seeds instead, one after the other (a list: each its picture's).
         remove_background, border: see `inference.photo.load_condition_image`.
@@ -241,9 +250,17 @@ class Ouroboros3DPipeline:
         if output_type not in ("pil", "pt"):
             raise ValueError(f"output_type must be 'pil' or 'pt', got {output_type!r}")
         seeds = self._seeds(seed, generator, len(images))
-        elevations = _per_picture("elevation", elevation, self.config.cameras.elevation, len(images))
+        auto, given = elevation == "auto", None if elevation == "auto" else elevation
+        elevations = _per_picture("elevation", given, self.config.cameras.elevation, len(images))
+        if num_candidates < 1:
+            raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
         config = self._configured(num_inference_steps, guidance_scale, elevations)
         pictures = [self.prepare_image(picture, remove_background, border) for picture in images]
+        if auto or num_candidates > 1:
+            starts = zip(pictures, seeds, elevations, strict=True)
+            best = [self.choose(p, s, "auto" if auto else e, num_candidates, config) for p, s, e in starts]
+            seeds, elevations = [c.seed for c in best], [c.elevation for c in best]
+        self._warn_of(elevations)
         objects: list[Object3D] = []
         every_step = return_history or callback_on_step_end is not None
         size = self.batch_size(len(images))
@@ -258,10 +275,32 @@ class Ouroboros3DPipeline:
                 if callback_on_step_end is not None:
                     callback_on_step_end(self, step.index, step.sigma, {"step": step})
             objects += [
-                self.object3d(step, i, cameras, batch[i], elevations[start + i], tuple(history[i]))
+                self.object3d(step, i, cameras, batch[i], elevations[start + i], tuple(history[i]), seeds[start + i])
                 for i in range(len(batch))
             ]
         return Ouroboros3DOutput(objects, output_type)
+
+    @torch.no_grad()
+    def choose(
+        self, picture: Tensor, seed: int, elevation: float | str, count: int, config: Config | None = None
+    ) -> Candidate:
+        """The best of `count` seeds, from `seed` on, at the elevation or ("auto") at each of four.
+
+        All run the first steps of the loop, in one batch where the conventions allow it, and are scored there without
+        the truth. `picture` as `prepare_image` returns it.
+        """
+        config = config or self.config
+        auto = elevation == "auto"
+        grid = elevation_grid(*config.cameras.trained_elevations) if auto else [float(elevation)]
+        stop, found = math.ceil(SHARE * config.sampler.steps), []
+        starts = candidates(seed, grid, count)
+        size = self.batch_size(len(starts))
+        for part in (starts[i : i + size] for i in range(0, len(starts), size)):
+            images = picture.expand(len(part), -1, -1, -1)
+            steps = self.steps(images, [c.seed for c in part], self.cameras([c.elevation for c in part]), config)
+            scores = scored(steps, images, stop).tolist()
+            found += [replace(c, score=s) for c, s in zip(part, scores, strict=True)]
+        return max(found, key=lambda c: c.score)
 
     def steps(
         self,
@@ -313,11 +352,13 @@ class Ouroboros3DPipeline:
         image: Tensor,
         elevation: float,
         history: tuple[Step3D, ...] = (),
+        seed: int = 0,
     ) -> Object3D:
         """Object `index` of the batch as the step left it; `image` [3, H, W] in [-1, 1]."""
         return Object3D(
             gaussians=step.gaussians.scene(index),
             elevation=elevation,
+            seed=seed,
             cameras=cameras.scenes([index]),
             views=_pictures(step.views[index] * 0.5 + 0.5),
             renders=_pictures(step.rendering.rgb[index]),
@@ -351,6 +392,13 @@ class Ouroboros3DPipeline:
             raise ValueError("give a seed or a generator, not both")
         generators = _per_picture("generator", generator, None, count)
         return [int(torch.randint(2**63 - 1, (), generator=g, device=g.device)) for g in generators]
+
+    def _warn_of(self, elevations: Sequence[float]) -> None:
+        low, high = self.config.cameras.trained_elevations
+        outside = sorted({e for e in elevations if not low <= e <= high})
+        if outside:
+            said = ", ".join(f"{e:g}" for e in outside)
+            log.warning("elevation %s: the model was trained on %g to %g degrees; expect worse", said, low, high)
 
     def _with_bar(self, steps: Iterator[SamplerStep], config: Config) -> Iterator[SamplerStep]:
         with tqdm(

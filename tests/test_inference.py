@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
+import socket
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -18,13 +22,15 @@ from PIL import Image
 from ouroboros3d import files as files_module
 from ouroboros3d.build import build_cameras, build_models
 from ouroboros3d.cli import call
-from ouroboros3d.cli.inference import DEFAULT_CONFIG, configure, main, parse
+from ouroboros3d.cli.inference import configure, main, parse
+from ouroboros3d.cli.options import SMALL_CONFIG
 from ouroboros3d.config.loading import load_config, save_config
 from ouroboros3d.gaussians import load_ply
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.weights import read_state, save_checkpoint, write_state
 
-RESULTS = {"toy_input.png", "toy.png", "toy.ply", "toy.mp4"}
+ROOT = Path(__file__).parents[1]
+RESULTS = {"toy_input.png", "toy.png", "toy.ply", "toy.mp4", "toy.json"}
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +57,7 @@ def infer(model: Path, out: Path, *arguments: str | Path) -> int:
 
 def refused(status: int, capsys, *words: str, lines: int = 1) -> None:
     """The status is 2 and stderr is one line with these words (after the bar of the loop, if it ran)."""
-    stderr = capsys.readouterr().err
+    stderr = capsys.readouterr().err.replace("loading libraries\n", "")
     message = stderr.splitlines()[-1]
     assert status == 2 and message.startswith("error: "), stderr
     assert "Traceback" not in stderr and (lines > 1 or stderr.count("\n") == 1), stderr
@@ -151,7 +157,7 @@ def test_half_precision_runs_and_stays_close(model, results, tmp_path):
 def test_the_defaults_are_the_small_model(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     options = parse(["--input_img", "x.png"])
-    assert DEFAULT_CONFIG.is_file() and options.config == str(DEFAULT_CONFIG)
+    assert options.config == SMALL_CONFIG
     assert options.output_dir == "outputs" and configure(options).model.image_size == 64
 
 
@@ -207,24 +213,93 @@ def bad_picture(kind: str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("missing", ["no such file"]),
-        ("folder", ["is a folder"]),
-        ("empty", ["is empty"]),
-        ("text", ["not a picture"]),
-        ("truncated", ["damaged"]),
-        ("transparent", ["fully transparent"]),
-        ("pixel", ["1 x 1 pixels"]),
-        ("huge", ["million pixels"]),
-    ],
-)
+BAD = [
+    ("missing", ["no such file"]),
+    ("folder", ["a folder without pictures"]),
+    ("empty", ["is empty"]),
+    ("text", ["not a picture"]),
+    ("truncated", ["damaged"]),
+    ("transparent", ["fully transparent"]),
+    ("pixel", ["1 x 1 pixels"]),
+    ("huge", ["million pixels"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "words"), BAD)
 def test_a_bad_picture_is_named_before_any_work(model, tmp_path, capsys, kind, words):
     path = bad_picture(kind, tmp_path)
     out = tmp_path / "out"
-    refused(infer(model, out, "--no_remove_bg", "--input_img", model / "toy.png", path), capsys, str(path), *words)
+    refused(infer(model, out, "--no_remove_bg", "--input_img", path), capsys, str(path), *words)
     assert not out.exists()
+
+
+def test_bad_pictures_among_others_are_listed_at_the_end(model, tmp_path, capsys):
+    """Names that do not exist or hold nothing are wrong arguments; what only opening shows does not end the run."""
+    bad = {kind: bad_picture(kind, tmp_path) for kind, _ in BAD[2:]}
+    (tmp_path / "list.txt").write_text("\n".join(map(str, [*bad.values(), model / "toy.png", "gone.png"])))
+    arguments = ["--input_img", tmp_path / "list.txt", "--no_remove_bg", "--steps", "1", "--summary"]
+    assert infer(model, tmp_path / "out", *arguments) == 1
+    assert files(tmp_path / "out") == RESULTS | {"index.html"}
+    captured = capsys.readouterr()
+    last = captured.err.splitlines()[-8:]
+    assert last[0] == "7 of 8 pictures failed:" and "Traceback" not in captured.err
+    for (kind, words), line in zip(BAD[2:], last[1:], strict=False):
+        assert line.startswith(f"{bad[kind]}: ") and words[0] in line
+    assert last[7] == "gone.png: no such file; check the path"
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "toy.ply" in page and "gone.png: no such file" in page
+    assert str(tmp_path / "out" / "toy.ply") in captured.out
+
+
+def test_finished_pictures_are_skipped(model, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert infer(model, out, "--steps", "1") == 0
+    stamp = (out / "toy.ply").stat().st_mtime_ns
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(LGM, "forward", None)  # nothing runs
+        assert infer(model, out, "--steps", "1") == 0
+    captured = capsys.readouterr()
+    assert "1 of 1 pictures are finished" in captured.out and str(out / "toy.ply") in captured.out
+    assert "loading libraries" not in captured.err
+    for changed in (["--overwrite"], ["--seed", "1"], ["--border", "0.3"], ["--formats", "ply", "--seed", "1"]):
+        assert infer(model, out, "--steps", "1", *changed) == 0
+        assert (out / "toy.ply").stat().st_mtime_ns > stamp, changed
+        stamp = (out / "toy.ply").stat().st_mtime_ns
+
+
+def test_processes_divide_the_pictures(model, tmp_path):
+    """As torchrun starts them: two processes that know their rank, gloo between them."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        shutil.copy(model / "toy.png", folder / f"{name}.png")
+    (folder / "d.png").write_text("not a picture")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, ROOT / "inference.py", "--input_img", folder, "--config", model / "tiny.yaml"]
+    command += ["--output_dir", tmp_path / "out", "--steps", "1", "--summary", "--device", "cpu", "turntable.step=360"]
+    processes = []
+    for rank in range(2):
+        env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(list(map(str, command)), env=env, **pipes))
+    said = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], said
+    assert files(tmp_path / "out") == {n.replace("toy", x) for n in RESULTS for x in "abc"} | {"index.html"}
+    assert "1 of 4 pictures failed" in said[0][1] and "failed" not in said[1][1]
+    assert "d.png: not a picture" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_candidates_and_formats(model, tmp_path, capsys):
+    assert infer(model, tmp_path, "--candidates", "2", "--elevation", "auto", "--formats", "ply") == 0
+    assert files(tmp_path) == {"toy_input.png", "toy.ply", "toy.json"}
+    record = json.loads((tmp_path / "toy.json").read_text())
+    assert record["seed"] in (0, 1) and -5 <= record["elevation"] <= 30
+    assert record["files"] == ["toy.ply", "toy_input.png"]
+    assert f"seed {record['seed']}, elevation {record['elevation']:.0f}" in capsys.readouterr().out
 
 
 def test_results_never_overwrite_pictures_or_each_other(model, tmp_path, capsys):
@@ -234,6 +309,12 @@ def test_results_never_overwrite_pictures_or_each_other(model, tmp_path, capsys)
     shutil.copy(toy, tmp_path / "toy_input.png")
     refused(infer(model, tmp_path / "out", "--input_img", toy, tmp_path / "toy_input.png"), capsys, "same name")
     assert files(tmp_path) == {"toy.png", "toy_input.png"}
+
+
+def test_a_name_that_is_too_long_is_refused_before_work(model, tmp_path, capsys):
+    path = shutil.copy(model / "toy.png", tmp_path / f"{'x' * 248}.png")
+    refused(infer(model, tmp_path / "out", "--input_img", path), capsys, "over 255 bytes")
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- weights
@@ -305,7 +386,7 @@ def test_nan_in_the_loop_ends_it(model, tmp_path, capsys):
         (["sampler.steps=many"], ["sampler.steps", "many"]),
         (["sampler.steps=[1"], ["sampler.steps=[1"]),
         (["sampler=3"], ["sampler=3", "SamplerConfig"]),
-        (["sampler.steps="], ["sampler.steps="]),
+        (["sampler.steps="], ["sampler.steps"]),
         (["sampler.steps=0"], ["sampler.steps = 0"]),
         (["model.conventions.rays=odd"], ["model.conventions.rays", "textbook"]),
         (["--elevation", "95"], ["cameras.elevation = 95"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from typing import NoReturn
 
 SMALL_CONFIG = "configs/small.yaml"  # looked up in the repository or the package, see files.locate
@@ -18,6 +19,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; --help shows what there is\n")
+
+
+def process_seconds() -> float:
+    """Since this process began, its imports included."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
 
 
 def say_loading() -> None:

@@ -41,6 +41,7 @@ class Object3D:
 
     gaussians: Gaussians  # B = 1
     elevation: float = 0.0  # degrees, of the input camera above the object
+    seed: int = 0  # of the sampling noise
     cameras: Cameras | None = None  # [1, V] of `views` and `renders`, on the device of the Gaussians
     views: Tensor | None = None  # [V, 3, H, W] on the CPU: what the diffusion model drew
     renders: Tensor | None = None  # [V, 3, H, W] on the CPU: the Gaussians from the same cameras

@@ -1,12 +1,14 @@
 """Better objects from the same model: several samples of one picture, scored without the truth.
 
-A good sample agrees with itself: its 3D renders look like the views it was made from (the recursion's own aim, Sec.
-3.3), and like the input picture from the input's camera. docs/inference.md has what this is worth.
+A good sample's 3D looks like the input picture from the input's camera (reprojection). That its renders look like the
+views it was made from (agreement, the recursion's own aim, Sec. 3.3) sounds as good, but told nothing where it was
+measured: docs/inference.md has the figures.
 Shapes: B candidates, V views; pictures in [-1, 1] or [0, 1] as said.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from ouroboros3d.sampler import SamplerStep
 
-ELEVATIONS = 8  # of `--elevation auto`, spread evenly over the range the model was trained on
+ELEVATIONS = 4  # of `--elevation auto`, spread evenly over the range the model was trained on
+SHARE = 0.8  # of the loop's steps, after which candidates are scored: the last ones add nothing
 
 
 @dataclass(frozen=True)
@@ -51,19 +54,13 @@ def score_parts(step: SamplerStep, images: Tensor) -> dict[str, Tensor]:
 
 
 def score(step: SamplerStep, images: Tensor) -> Tensor:
-    """[B] dB, larger is better: the mean of `score_parts`."""
-    return torch.stack(list(score_parts(step, images).values())).mean(0)
+    """[B] dB, larger is better: the part of `score_parts` that was worth something."""
+    return score_parts(step, images)["reprojection"]
 
 
-def scored(steps: Iterable[SamplerStep], images: Tensor, stop: int | None = None) -> tuple[SamplerStep, Tensor]:
-    """Runs the loop for `stop` steps (None: to its end) and returns the last of them with the scores [B] there."""
-    last = None
-    for step in steps:
-        last = step
-        if step.index + 1 == stop:
-            break
-    assert last is not None, "a sampler has at least one step"
-    return last, score(last, images)
+def scored(steps: Iterable[SamplerStep], images: Tensor, stop: int) -> Tensor:
+    """Runs `stop` steps of the loop and returns the scores [B] there."""
+    return score(next(itertools.islice(steps, stop - 1, None)), images)
 
 
 def _psnr(a: Tensor, b: Tensor) -> Tensor:
