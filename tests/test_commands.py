@@ -18,7 +18,6 @@ DOORS = [path for path in DOORS if "from ouroboros3d" in path.read_text()]  # th
 MODULES = sorted(p.stem for p in (ROOT / "ouroboros3d" / "cli").glob("*.py") if p.stem not in ("__init__", "options"))
 # Their imports are still to be put off.
 HEAVY = {"benchmark_data", "benchmark_training", "train_frozen_parts", "make_shards", "validate_orbits", "memory_table"}
-HEAVY |= {"measure_candidates"}
 # Imports a command with the modules that only some systems have hidden, and asks for its help. What may not be
 # imported for that is printed: torch, diffusers and transformers take seconds.
 HELP = """

@@ -10,49 +10,45 @@ samples.csv (a row per sample and step; finished objects are not sampled again) 
 
 from __future__ import annotations
 
-import argparse
-import csv
-from collections import defaultdict
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-from tqdm.auto import tqdm
-
+from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
 from ouroboros3d.config.loading import load_config, split_overrides
-from ouroboros3d.data.splits import build_dataset
-from ouroboros3d.evaluation.bootstrap import bootstrap_mean
-from ouroboros3d.evaluation.evaluator import choose_orbits
-from ouroboros3d.evaluation.examples import Example, load_example, object_of
-from ouroboros3d.evaluation.metrics import psnr
+from ouroboros3d.devices import check_device_name
+from ouroboros3d.errors import UserError
 from ouroboros3d.files import check_writable_dir, write_csv, write_lines
-from ouroboros3d.inference.candidates import elevation_grid, score_parts
-from ouroboros3d.pipeline import Ouroboros3DPipeline
-
-ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("agreement", "reprojection")
-COLUMNS = ("object", "kind", "true_elevation", "elevation", "seed", "step", *PARTS, "psnr")
-Row = dict[str, str | float]
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "small.yaml"), help="default: %(default)s")
+    parser = Parser(__doc__)
+    parser.add_argument("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
     parser.add_argument("--list", default="test.txt", help="in data.root (default: %(default)s)")
-    parser.add_argument("--objects", type=int, default=0, help="spread evenly over the list (default: all)")
+    parser.add_argument("--objects", type=int, default=0, help="spread evenly over the list; 0 = all (default: 0)")
     parser.add_argument("--candidates", type=int, default=4, help="seeds per object; 0 = none (default: %(default)s)")
     parser.add_argument("--elevations", type=int, default=4, help="per object; 0 = none (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/candidates"), help="default: %(default)s")
     parser.add_argument("--device", help="cpu or cuda (default: what the machine has)")
     arguments, overrides = split_overrides(arguments)
     options = parser.parse_args(arguments)
+    check_device_name(options.device)
+    if min(options.objects, options.candidates, options.elevations) < 0:
+        raise UserError("--objects, --candidates and --elevations must not be negative")
     config = load_config(options.config, [*overrides, f"data.val={options.list}", "data.cache=none"])
     folder = check_writable_dir(options.out)
+    say_loading()
+    from tqdm.auto import tqdm
+
+    from ouroboros3d.data.splits import build_dataset
+    from ouroboros3d.evaluation import candidate_choice as choice
+    from ouroboros3d.evaluation.evaluator import choose_orbits
+    from ouroboros3d.evaluation.examples import load_example, object_of
+    from ouroboros3d.inference.candidates import elevation_grid
+    from ouroboros3d.pipeline import Ouroboros3DPipeline
+
     pipe = Ouroboros3DPipeline.from_config(config, options.device)
     dataset = build_dataset(config, "val")
     chosen = choose_orbits([object_of(dataset.root, name) for name in dataset.ids], options.objects)
-    rows = read_rows(folder / "samples.csv")
+    rows = choice.read_rows(folder / "samples.csv")
     finished = {(row["object"], row["kind"]) for row in rows}
     kinds = ["seed"] * (options.candidates > 0) + ["elevation"] * (options.elevations > 0)
     for kind, index in tqdm([(k, i) for k in kinds for i in chosen], unit="object"):
@@ -60,99 +56,9 @@ def main(arguments: list[str]) -> None:
         if (example.object, kind) not in finished:
             grid = elevation_grid(*config.cameras.trained_elevations, options.elevations)
             seeds = [(example.elevation, seed) for seed in range(options.candidates)]
-            rows += sample(pipe, example, kind, seeds if kind == "seed" else [(e, 0) for e in grid])
-            write_csv(folder / "samples.csv", COLUMNS, rows)
-    tables = {"seed": seed_table, "elevation": elevation_table}
+            rows += choice.sample(pipe, example, kind, seeds if kind == "seed" else [(e, 0) for e in grid])
+            write_csv(folder / "samples.csv", choice.COLUMNS, rows)
+    tables = {"seed": choice.seed_table, "elevation": choice.elevation_table}
     lines = [line for kind in kinds for line in [*tables[kind](rows), ""]]
     write_lines(folder / "tables.txt", lines)
     print(*lines, sep="\n")
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of an earlier run, none without one."""
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        text = ("object", "kind")
-        return [{k: v if k in text else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-
-
-@torch.no_grad()
-def sample(pipe: Ouroboros3DPipeline, example: Example, kind: str, starts: list[tuple[float, int]]) -> list[Row]:
-    """A row per sample and step of one object, sampled from each (elevation, seed)."""
-    target, rows = example.targets["generated"].to(pipe.device), []
-    size = pipe.batch_size(len(starts))
-    for part in (starts[i : i + size] for i in range(0, len(starts), size)):
-        image = example.item["images"][0].expand(len(part), -1, -1, -1)
-        scores: list[dict[str, list[float]]] = []
-        for step in pipe.steps(image, [seed for _, seed in part], pipe.cameras([e for e, _ in part])):
-            scores.append({name: values.tolist() for name, values in score_parts(step, image).items()})
-        for i, (elevation, seed) in enumerate(part):
-            rgb = pipe.sampler.renderer(step.gaussians.scene(i), target.cameras, image.shape[-1]).rgb.clamp(0, 1)
-            value = psnr(rgb[:, 1:], target.images[None, 1:]).item()
-            start = dict(zip(COLUMNS, (example.object, kind, example.elevation, elevation, seed), strict=False))
-            rows += [
-                start | {"step": k + 1, "psnr": value} | {p: parts[p][i] for p in PARTS}
-                for k, parts in enumerate(scores)
-            ]
-    return rows
-
-
-Score = Callable[[Row], float]
-SCORES: dict[str, Score] = {
-    "agreement + reprojection": lambda row: row["agreement"] + row["reprojection"],
-    "agreement": lambda row: row["agreement"],
-    "reprojection": lambda row: row["reprojection"],
-}
-
-
-def seed_table(rows: list[Row]) -> Iterator[str]:
-    """PSNR of the chosen seed, by score and step, beside the mean and the best."""
-    groups = by_object_and_step(row for row in rows if row["kind"] == "seed")
-    steps = sorted({step for _, step in groups})
-    last = [group for (_, step), group in groups.items() if step == steps[-1]]
-    count = len(last[0])
-    psnrs = [[row["psnr"] for row in group] for group in last]
-    yield f"{count} seeds, {len(last)} objects: PSNR of the 3D at novel views, dB [95 % interval over objects]"
-    yield f"mean candidate   {bootstrap_mean([np.mean(p) for p in psnrs]).text()}"
-    gain = bootstrap_mean([np.max(p) - np.mean(p) for p in psnrs])
-    yield f"best candidate   {bootstrap_mean([np.max(p) for p in psnrs]).text()}   minus mean {gain.text(sign=True)}"
-    for name, score in SCORES.items():
-        for step in steps:
-            chosen, differences = [], []
-            for group in (group for (_, s), group in groups.items() if s == step):
-                best = max(group, key=score)["psnr"]
-                chosen.append(best)
-                differences.append(best - np.mean([row["psnr"] for row in group]))
-            difference = bootstrap_mean(differences).text(sign=True)
-            yield f"chosen by {name} at step {step:.0f}   {bootstrap_mean(chosen).text()}   minus mean {difference}"
-
-
-def elevation_table(rows: list[Row]) -> Iterator[str]:
-    """How far the chosen elevation is from the true one, by score and step, beside guesses that look at nothing."""
-    groups = by_object_and_step(row for row in rows if row["kind"] == "elevation")
-    steps = sorted({step for _, step in groups})
-    last = [group for (_, step), group in groups.items() if step == steps[-1]]
-    yield f"{len(last[0])} elevations, {len(last)} objects: degrees off, and PSNR of the 3D at novel views"
-    grid = sorted({row["elevation"] for row in last[0]})
-    for guess in grid:
-        yield _elevation_line(f"always {guess:.0f} degrees", last, lambda row, g=guess: -abs(row["elevation"] - g))
-    nearest = "the true one, as near as the candidates have it"
-    yield _elevation_line(nearest, last, lambda row: -abs(row["elevation"] - row["true_elevation"]))
-    for name, score in SCORES.items():
-        for step in steps:
-            own = [group for (_, s), group in groups.items() if s == step]
-            yield _elevation_line(f"chosen by {name} at step {step:.0f}", own, score)
-
-
-def _elevation_line(name: str, groups: list[list[Row]], score: Score) -> str:
-    chosen = [max(group, key=score) for group in groups]
-    off = bootstrap_mean([abs(row["elevation"] - row["true_elevation"]) for row in chosen])
-    return f"{name}   {off.text(1)} degrees   {bootstrap_mean([row['psnr'] for row in chosen]).text()} dB"
-
-
-def by_object_and_step(rows: Iterator[Row]) -> dict[tuple[str, float], list[Row]]:
-    groups: dict[tuple[str, float], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row["object"], row["step"]].append(row)
-    return groups
