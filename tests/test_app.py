@@ -112,6 +112,14 @@ def test_the_app_makes_what_the_pipeline_makes(worker, toy):
     assert len(made.history) == 3 and made.elevation == 10.0
 
 
+def test_the_best_of_several_seeds_is_finished(worker, toy):
+    prepared = worker.prepare(toy, Framing())
+    settings = Settings(seed=4, steps=2, candidates=3)
+    best = worker.pipeline.choose(prepared.image, 4, 0.0, 3, worker.configure(settings))
+    *_, made = worker.run(prepared, settings, threading.Event())
+    assert made.seed == best.seed and best.seed in (4, 5, 6)
+
+
 def test_cancelling_ends_the_loop_after_its_step(worker, toy, monkeypatch):
     ran = []
     unet = worker.pipeline.sampler.unet

@@ -56,6 +56,7 @@ class Settings:
     seed: int = 0
     steps: int = 25
     elevation: float = 0.0  # degrees that the picture's camera looks down
+    candidates: int = 1  # seeds, from `seed` on, of which the best is finished
 
 
 class Worker:
@@ -95,6 +96,10 @@ class Worker:
         Raises ConfigError, NumericalError, DeviceError.
         """
         config, pipeline = self.configure(settings), self.pipeline
+        if settings.candidates > 1:
+            with self.lock:
+                best = pipeline.choose(picture.image, settings.seed, settings.elevation, settings.candidates, config)
+            settings = replace(settings, seed=best.seed)
         cameras = pipeline.cameras([settings.elevation])
         steps = pipeline.steps(picture.image[None], [settings.seed], cameras, config)
         history: list[Step3D] = []
@@ -106,7 +111,7 @@ class Worker:
             history.append(step3d(step, 0))
             yield history[-1]
         steps.close()
-        yield pipeline.object3d(step, 0, cameras, picture.image, settings.elevation, tuple(history))
+        yield pipeline.object3d(step, 0, cameras, picture.image, settings.elevation, tuple(history), settings.seed)
 
     def save(self, object3d: Object3D, name: str, formats: list[str]) -> Iterator[Path]:
         """One file per format, in a new folder, as they are ready. Raises OutputError, FormatError."""

@@ -49,7 +49,13 @@ class Page:
         return prepared, *prepared.pictures(), text, gr.Button(interactive=True)
 
     def generate(
-        self, prepared: Prepared | None, seed: float, steps: float, elevation: float, request: gr.Request
+        self,
+        prepared: Prepared | None,
+        seed: float,
+        steps: float,
+        elevation: float,
+        candidates: float,
+        request: gr.Request,
     ) -> Iterator[tuple]:
         """(player, status, object, make-files button) per step of the loop."""
         off, on = gr.Button(interactive=False), gr.Button(interactive=True)
@@ -57,13 +63,13 @@ class Page:
             yield gr.skip(), "Drop a picture first.", None, off
             return
         cancelled = self.jobs[request.session_hash] = threading.Event()
-        settings = Settings(int(seed), int(steps), float(elevation))
+        settings = Settings(int(seed), int(steps), float(elevation), int(candidates))
         try:
             cameras = self.worker.pipeline.cameras([settings.elevation])
             messages = Messages(prepared.name, settings.elevation, cameras, prepared.image, settings.steps)
             for result in self.worker.run(prepared, settings, cancelled):
                 if isinstance(result, Object3D):
-                    done = f"Done: {settings.steps} steps, seed {settings.seed}. Turn the object, download it below."
+                    done = f"Done: {settings.steps} steps, seed {result.seed}. Turn the object, download it below."
                     yield gr.skip(), done, Made(prepared.name, result), on
                 else:
                     yield messages.step(result), f"Step {result.index + 1} of {result.total}", None, off
@@ -123,6 +129,9 @@ def build_page(worker: Worker, examples: list[Path], limit_mb: int) -> gr.Blocks
                         elem_id="elevation",
                         label="Elevation: degrees that the picture's camera looks down",
                     )
+                    candidates = gr.Slider(
+                        1, 8, 1, step=1, elem_id="candidates", label="Candidates: seeds tried, the best is finished"
+                    )
                 gr.Examples([[str(path)] for path in examples], [picture], examples_per_page=16, cache_examples=False)
             with gr.Column(scale=3, min_width=340):
                 status = gr.Markdown("Drop a picture, or choose an example.", elem_id="status")
@@ -137,7 +146,7 @@ def build_page(worker: Worker, examples: list[Path], limit_mb: int) -> gr.Blocks
         shown = [prepared, cut, seen, status, generate]
         for event in (picture.change, background.change, border.release, threshold.release):
             event(page.prepare, framing, shown, show_progress="minimal", trigger_mode="always_last")
-        settings, results = [seed, steps, elevation], [player, status, made, make]
+        settings, results = [seed, steps, elevation, candidates], [player, status, made, make]
         running = generate.click(page.generate, [prepared, *settings], results, show_progress="hidden", **DEVICE)
         writing = make.click(page.make_files, [made, formats], [downloads, status], **DEVICE)
         cancel.click(page.cancel, None, status, cancels=[running, writing], queue=False)

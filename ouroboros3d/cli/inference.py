@@ -93,6 +93,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="FORMAT",
         help=f"any of {', '.join(FORMATS)} (default: {' '.join(DEFAULT_FORMATS)})",
     )
+    add("--html", action="store_true", help="also <name>.html, a page to turn the object of every step in")
     add("--save_steps", action="store_true", help="also write what every step of the loop made")
     add("--summary", action="store_true", help="write index.html, a page of all pictures and their objects")
     add("--overwrite", action="store_true", help="make finished pictures again")
@@ -141,7 +142,7 @@ def configure(options: argparse.Namespace) -> Config:
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     check_device_name(options.device)
-    options.formats = check_formats(options.formats)
+    options.formats = check_formats([*options.formats, *(["html"] if options.html else [])])
     config = configure(options)
     pictures = find_pictures(options.input_img)
     jobs = name_jobs(pictures, options.output_dir, endings(options))
