@@ -4,6 +4,7 @@ python -m pytest --noconftest tests/test_blender.py
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +232,61 @@ def test_without_the_wheel_the_way_out_is_named(monkeypatch):
     monkeypatch.setattr(blender.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install .*ouroboros3d\[blender\].*--backend light"):
         blender.require_bpy()
+
+
+def show_base_colours(surface) -> None:
+    """Makes every material shine in its base colour: the light backend's, and Blender's in the open scene."""
+    import bpy
+
+    surface.materials[:] = [replace(m, unlit=True, emission=None) for m in surface.materials]
+    for material in bpy.data.materials:
+        nodes, links = material.node_tree.nodes, material.node_tree.links
+        shader = next((n for n in nodes if n.type == "BSDF_PRINCIPLED"), None)
+        output = next((n for n in nodes if n.type == "OUTPUT_MATERIAL"), None)
+        if shader is None or output is None:
+            continue
+        glow, clear, mix = (nodes.new(f"ShaderNode{kind}") for kind in ("Emission", "BsdfTransparent", "MixShader"))
+        for socket, target in (
+            (shader.inputs["Base Color"], glow.inputs["Color"]),
+            (shader.inputs["Alpha"], mix.inputs[0]),
+        ):
+            if socket.is_linked:
+                links.new(socket.links[0].from_socket, target)
+            else:
+                target.default_value = socket.default_value
+        links.new(clear.outputs[0], mix.inputs[1])
+        links.new(glow.outputs[0], mix.inputs[2])
+        links.new(mix.outputs[0], output.inputs["Surface"])
+
+
+@needs_bpy
+@pytest.mark.parametrize(
+    "feature", ["quantised", "transform", "clamped", "nearest", "strip", "sparse only", "skin", "obj", "ply"]
+)
+def test_both_backends_read_the_same_base_colours(feature, tmp_path):
+    """PSNR of the base colour where both show the object, and overlap of the silhouettes."""
+    formats = pytest.importorskip("test_mesh_formats")
+    if feature == "obj":
+        path = formats.obj_cube(tmp_path, "newmtl a\nKd 1 1 1\nmap_Kd -s 2 2 2 t.png\n")
+    elif feature == "ply":
+        path = tmp_path / "cube.ply"
+        trimesh.Trimesh(
+            formats.VERTICES,
+            formats.FACES,
+            vertex_colors=np.repeat(np.eye(3, dtype=np.uint8) * 255, 8, 0),
+            process=False,
+        ).export(path)
+    else:
+        path = formats.special(tmp_path / "cube.glb", feature)
+    surface, blender_scene = load_surface(path), blender.BlenderScene(path, threads=1)
+    show_base_colours(surface)
+    light = Raycaster(surface)
+    for azimuth, elevation in ((30, 20), (200, -5)):
+        pose = orbit_pose(azimuth, elevation)
+        one, two = light.render(pose, SIZE, 8) / 255, blender_scene.render(pose, SIZE, 100) / 255
+        a, b = one[..., 3] > 0.5, two[..., 3] > 0.5
+        inside = (one[..., 3] == 1) & (two[..., 3] == 1)
+        inside[1:] &= inside[:-1]  # edges of the object are sampled differently
+        figure = -10 * np.log10(max(((one - two)[..., :3][inside] ** 2).mean(), 1e-10))
+        print(f"{feature}: {figure:.1f} dB, overlap {(a & b).sum() / (a | b).sum():.3f}")  # shown by pytest -s
+        assert figure > 30 and (a & b).sum() / (a | b).sum() > 0.98

@@ -612,7 +612,7 @@ def test_the_script_runs_as_a_program(tmp_path):
 
 
 def test_committed_split_keeps_variants_together_and_names_licences():
-    with open(SCRIPTS / "furniture_split.csv", newline="", encoding="utf-8") as file:
+    with open(get_furniture.SPLIT_FILE, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) > 450 and all(row["creator"] and row["licence"] for row in rows)
     splits = {}

@@ -30,12 +30,13 @@ from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
 
+from ouroboros3d.datagen import assets
 from ouroboros3d.datagen.assets import safe_unzip
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import check_writable_dir, write_csv
 
 PACKAGE = "sweethome3d-furniture"
-SPLIT_FILE = Path(__file__).resolve().parents[2] / "scripts" / "furniture_split.csv"
+SPLIT_FILE = Path(assets.__file__).with_name("furniture_split.csv")
 SPLIT_COLUMNS = ["id", "split", "name", "creator", "licence", "catalogue", "model"]
 LICENCES = {
     "BlendSwap-CC-0": "CC0",

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ouroboros3d.cli.get_furniture import SPLIT_FILE
 from ouroboros3d.datagen.assets import AssetError
 from ouroboros3d.datagen.meshes import load_surface
 from ouroboros3d.datagen.raycast import SKY_DIRECTION, Raycaster, orbit_pose, pixel_directions
 
-SPLIT_FILE = Path(__file__).resolve().parents[2] / "scripts" / "furniture_split.csv"
 SIZE = 512
 
 # File name, id, azimuth and elevation of the camera in degrees.

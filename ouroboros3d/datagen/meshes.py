@@ -58,7 +58,8 @@ def load_surface(
     except AssetError as error:
         if isinstance(error, Unsupported):
             findings.met(error.feature, "refused")
-        raise AssetError(f"{path}: {error}") from error
+        lost = f" ({'; '.join(findings.warnings)})" if str(error) == "no triangles" and findings.warnings else ""
+        raise AssetError(f"{path}: {error}{lost}") from error
     except (OSError, MemoryError):
         raise
     except Exception as error:  # what a file that breaks its format's rules makes of the readers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -73,7 +74,9 @@ class _Lines:
 def _sort_lines(data: bytes, findings: Findings) -> _Lines:
     rows, libraries, material = {"v": [], "vt": [], "vn": []}, [], ""
     faces: dict[str, dict[tuple[int, int], list[bytes]]] = defaultdict(lambda: defaultdict(list))
-    data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\\\r\n", b" ").replace(b"\\\n", b" ")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        data = data.decode("utf-16").encode()
+    data = data.removeprefix(codecs.BOM_UTF8).replace(b"\\\r\n", b" ").replace(b"\\\n", b" ")
     for line in data.splitlines():
         if b"#" in line:
             line = line.partition(b"#")[0]
