@@ -406,6 +406,7 @@ class Ouroboros3DPipeline:
         ) as bar:
             for step in steps:
                 bar.set_postfix_str(f"sigma {step.sigma:.3g}", refresh=False)
+                bar.total = step.total  # fewer with sampler.last_sigma
                 bar.update(step.index + 1 - bar.n)
                 yield step
 

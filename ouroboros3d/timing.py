@@ -13,29 +13,45 @@ import torch
 class Stopwatch:
     """`with clock("unet", device): ...` adds up the seconds of each name in `seconds`.
 
-    CUDA runs ahead of Python, so true times need a wait at both ends, which costs speed: `synchronize` asks for it.
-    The `timer` may be time.process_time, which leaves out what other programs take of a shared core.
+    CUDA runs ahead of Python: there the seconds lie between two events in its queue, which are waited for only when
+    `seconds` is read. The `timer` of the CPU may be time.process_time, which leaves out what other programs take of a
+    shared core.
     """
 
-    def __init__(self, synchronize: bool = False, timer: Callable[[], float] = time.perf_counter) -> None:
-        self.synchronize, self.timer = synchronize, timer
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+    def __init__(self, timer: Callable[[], float] = time.perf_counter) -> None:
+        self.timer = timer
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def __call__(self, name: str, device: torch.device | str = "cpu") -> Iterator[None]:
-        wait = self.synchronize and torch.device(device).type == "cuda"
-        if wait:
-            torch.cuda.synchronize(device)
+        if torch.device(device).type == "cuda" and torch.cuda.is_available():  # not for simulated tensors
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            try:
+                yield
+            finally:
+                end.record()
+                self._events.append((name, begin, end))
+            return
         start = self.timer()
         try:
             yield
         finally:
-            if wait:
-                torch.cuda.synchronize(device)
-            self.seconds[name] += self.timer() - start
+            self._seconds[name] += self.timer() - start
+
+    @property
+    def seconds(self) -> defaultdict[str, float]:
+        """By name; of CUDA's parts once they are done."""
+        for name, begin, end in self._events:
+            end.synchronize()
+            self._seconds[name] += begin.elapsed_time(end) / 1000
+        self._events.clear()
+        return self._seconds
 
     def reset(self) -> None:
-        self.seconds.clear()
+        self._seconds.clear()
+        self._events.clear()
 
     def summary(self) -> str:
         """One line, largest first: "unet 12.3 s, decode 4.5 s"."""
@@ -56,7 +72,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, timer: Callable[[], fl
     """TFLOP/s of a large matrix product, the limit of everything that computes: the best of three."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
-    clock = Stopwatch(synchronize=True, timer=timer)
+    clock = Stopwatch(timer)
     for i in range(4):  # the first is a warm-up
         with clock(str(i), device):
             for _ in range(4):

@@ -1,6 +1,6 @@
 """Times the parts of one sampling run, counts their arithmetic, and says what every option and preset makes of it.
 
-    python scripts/benchmark_inference.py --cpu_time
+    OMP_NUM_THREADS=1 python scripts/benchmark_inference.py --cpu_time     (waiting threads would count as work)
     python scripts/benchmark_inference.py --config configs/baseline.yaml --random --device cuda --json h100.json
     python scripts/benchmark_inference.py --config configs/baseline.yaml --device meta        (arithmetic alone)
 
@@ -258,13 +258,13 @@ def _device_name(device: torch.device) -> str:
 def table(report: dict) -> str:
     """The report as Markdown."""
 
-    def cell(value: float | None, digits: int = 3) -> str:
-        return "" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+    def cell(value: float | None, digits: str = ".3g") -> str:
+        return "" if value is None else f"{value:{digits}}" if isinstance(value, float) else str(value)
 
     lines = [f"{report['device']}, {report['threads']} threads"]
     for variant, parts in report["parts"].items():
         limit = parts["limit_tflop_per_second"]
-        lines += ["", f"{variant}" + (f": the limit is {limit:.3f} TFLOP/s" if limit else "")]
+        lines += ["", f"{variant}" + (f": the limit is {limit:.3g} TFLOP/s" if limit else "")]
         lines += ["", "| part | seconds | TFLOP | of limit | kernels | peak GiB |", "|---" * 6 + "|"]
         for name, row in parts.items():
             if isinstance(row, dict):
@@ -277,6 +277,7 @@ def table(report: dict) -> str:
             lines.append(f"| {name} | {row} | | | |")
             continue
         ratio = None if row["seconds"] is None else row["seconds"] / first["seconds"]
-        cells = [cell(row["seconds"]), cell(ratio, 2), cell(row["tflop"]), cell(row["tflop"] / first["tflop"], 2)]
+        cells = [cell(row["seconds"]), cell(ratio, ".2f"), cell(row["tflop"], ".4g")]
+        cells.append(cell(row["tflop"] / first["tflop"], ".2f"))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

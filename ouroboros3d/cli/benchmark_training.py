@@ -53,7 +53,7 @@ def make_trainer(config: Config, dataset: Dataset, device: str | None, timer: Ti
     torch.manual_seed(config.train.seed)
     models = build_models(config.model)
     objective = build_objective(models, config)
-    objective.clock = Stopwatch(synchronize=True, timer=timer)
+    objective.clock = Stopwatch(timer)
     if config.train.compile:
         compile_networks(objective)
     trainer = Trainer(objective, dataset, config.train, cpu=device == "cpu", settings=config)
@@ -119,7 +119,6 @@ def main(arguments: list[str]) -> None:
     try:
         config = load_config(options.config, [*overrides, f"train.output_dir={folder}", "train.tracker=none"])
         config.model.pretrained = PretrainedConfig(checkpoint=options.weights)
-        config.train.log_every = 1  # on CUDA only steps that are logged are timed
         table, dataset = [], build_dataset(config, "train")
         for name in options.rows:
             objective, train = ROWS[name]

@@ -214,7 +214,6 @@ def generate(
     if jobs:
         pipe = Ouroboros3DPipeline.from_config(config, device, options.dtype)
         clock = pipe.sampler.clock
-        clock.synchronize = True  # else a part's seconds on CUDA are those of the part before
         clock.seconds["load"] = process_seconds()
         what = Options(
             formats=options.formats,

@@ -32,7 +32,7 @@ from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.evaluation.bootstrap import spread_evenly
 from ouroboros3d.evaluation.metrics import psnr
 from ouroboros3d.models.svd import make_image_encoder, make_tiny_decoder, make_vae
-from ouroboros3d.models.weights import fit_state, read_state, write_state
+from ouroboros3d.models.weights import fit_state, read_state, save_tiny_decoder, write_state
 from ouroboros3d.training.trainer import Trainer
 from ouroboros3d.visualize import view_grid
 
@@ -250,7 +250,7 @@ def main(arguments: list[str]) -> None:
 
     def export(folder: Path) -> None:
         if options.part == "tiny_decoder":
-            module.save_pretrained(folder / options.part)
+            save_tiny_decoder(module, folder / options.part)
         else:
             write_state(module.state_dict(), folder / f"{options.part}.safetensors")
 

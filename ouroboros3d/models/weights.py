@@ -168,14 +168,15 @@ def save_checkpoint(
         parts |= {"vae": models.svd.vae.state_dict(), "image_encoder": models.svd.image_encoder.state_dict()}
     for name, state in parts.items():
         write_state(state, folder / f"{name}{suffix}", dtype)
-    if frozen:
-        _save_tiny_decoder(models, folder)
+    if frozen and models.svd.tiny_decoder is not None:
+        save_tiny_decoder(models.svd.tiny_decoder, folder / "tiny_decoder")
 
 
-def _save_tiny_decoder(models, folder: Path) -> None:
-    """In diffusers' layout: its dimensions are its own."""
-    if models.svd.tiny_decoder is not None:
-        models.svd.tiny_decoder.save_pretrained(folder / "tiny_decoder")
+def save_tiny_decoder(tiny: nn.Module, folder: str | Path) -> None:
+    """In diffusers' layout, dimensions included, but for a key that its own class does not know when loading."""
+    tiny.save_pretrained(folder)
+    config = Path(folder) / "config.json"
+    _write_json({k: v for k, v in json.loads(config.read_text()).items() if k != "block_out_channels"}, config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +236,8 @@ def save_diffusers(folder: str | Path, models, scheduler, dtype: torch.dtype | N
         for name, part in parts.items():
             write_state(part.module.state_dict(), stage / name / f"{part.weights}.safetensors", dtype)
             _write_json(part.config, stage / name / "config.json")
-        _save_tiny_decoder(models, stage)
+        if models.svd.tiny_decoder is not None:
+            save_tiny_decoder(models.svd.tiny_decoder, stage / "tiny_decoder")
         scheduler.save_pretrained(stage / "scheduler")
         (stage / "feature_extractor").mkdir()
         _write_json(preprocessing, stage / "feature_extractor" / "preprocessor_config.json")

@@ -198,7 +198,7 @@ class Trainer:
 
         Losses and gradients are looked at before anything is changed by them.
         """
-        self.log.start_step(self.step)
+        self.log.start_step()
         clock, device = self.clock, self.accelerator.device
         mean, seen = Means(), []
         for _ in range(self.config.gradient_accumulation):
