@@ -111,6 +111,9 @@ class Objective(nn.Module):
         self._parts = unet, lgm, svd  # in a tuple: not submodules by themselves
         self.renderer = renderer
         self.model, self.config = config.model, config.objective
+        shares, steps = config.objective.sigma_levels, config.sampler.steps
+        if len(shares) > steps:
+            raise ConfigError(f"objective.sigma_levels = {shares}: wants at most sampler.steps = {steps} shares")
         self.sampler_sigmas = diffusion.euler_schedule(config.sampler.scheduler, config.sampler.steps).sigmas.tolist()
         self.remember = EncodingCache(config.train.cache_encodings)
         self.random_background = config.data.background == "random"

@@ -302,6 +302,14 @@ def test_candidates_and_formats(model, tmp_path, capsys):
     assert f"seed {record['seed']}, elevation {record['elevation']:.0f}" in capsys.readouterr().out
 
 
+def test_the_player_and_the_release_s_ply(model, tmp_path):
+    assert infer(model, tmp_path, "--formats", "ply", "--html", "--raw", "--save_steps") == 0
+    assert files(tmp_path) >= {"toy.html", "toy.ply"}
+    assert (tmp_path / "toy_steps" / "01.ply").read_bytes() == (tmp_path / "toy.ply").read_bytes()
+    assert infer(model, tmp_path, "--formats", "ply") == 0
+    assert (tmp_path / "toy_steps" / "01.ply").read_bytes() != (tmp_path / "toy.ply").read_bytes()
+
+
 def test_results_never_overwrite_pictures_or_each_other(model, tmp_path, capsys):
     toy = shutil.copy(model / "toy.png", tmp_path / "toy.png")
     refused(infer(model, tmp_path, "--input_img", toy), capsys, str(toy), "output folder")

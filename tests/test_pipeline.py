@@ -270,3 +270,8 @@ def test_on_mps_the_renderer_runs_on_the_cpu(pipe, toys):
     cameras = pipe.cameras([0.0])
     wrapped = module._on_cpu(pipe.sampler.renderer)(step.gaussians, cameras, 32)
     assert torch.equal(wrapped.rgb, step.rendering.rgb) and torch.equal(wrapped.depth, step.rendering.depth)
+
+
+def test_the_small_model_may_sample_in_one_step():
+    """Whatever its training's noise levels are."""
+    assert load_config("configs/small.yaml", ["sampler.steps=1"]).sampler.steps == 1

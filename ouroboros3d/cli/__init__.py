@@ -29,6 +29,8 @@ COMMANDS = {
     "validate": ("validate_orbits", "find broken orbits"),
     "shard": ("make_shards", "pack orbits into tar files"),
     "get_furniture": ("get_furniture", "fetch 509 free models"),
+    "candidates": ("measure_candidates", "measure what choosing among candidates gains"),
+    "get_u2netp": ("get_u2netp", "fetch the network that removes backgrounds anew"),
     "get_objaverse": ("get_objaverse", "fetch models of Objaverse"),
     "train_parts": ("train_frozen_parts", "train the small model's VAE or image encoder"),
     "plot": ("plot_metrics", "plot the curves of runs"),

@@ -94,6 +94,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help=f"any of {', '.join(FORMATS)} (default: {' '.join(DEFAULT_FORMATS)})",
     )
     add("--html", action="store_true", help="also <name>.html, a page to turn the object of every step in")
+    add("--up", choices=("y", "-y", "z", "-z"), help="up in exported files (default: what viewers of the format take)")
+    add("--raw", action="store_true", help=".ply: the release's file, neither turned nor with unit quaternions")
     add("--save_steps", action="store_true", help="also write what every step of the loop made")
     add("--summary", action="store_true", help="write index.html, a page of all pictures and their objects")
     add("--overwrite", action="store_true", help="make finished pictures again")
@@ -179,8 +181,14 @@ def settings_of(options: argparse.Namespace, config: Config) -> dict[str, Any]:
         "remove_background": remove_background(options),
         "border": options.border,
         "formats": options.formats,
+        "export": export_options(options),
         "save_steps": options.save_steps,
     }
+
+
+def export_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What the writers of the formats are told, each what it knows."""
+    return {"up": options.up, "raw": options.raw or None}
 
 
 def remove_background(options: argparse.Namespace) -> bool | str:
@@ -222,6 +230,7 @@ def generate(
             elevation="auto" if options.elevation == "auto" else None,
             candidates=options.candidates,
             save_steps=options.save_steps,
+            export=export_options(options),
             settings=settings,
         )
         records, failures = run(pipe, jobs, folder, what)

@@ -47,6 +47,7 @@ class Options:
     elevation: float | str | None = None  # degrees; "auto" looks for it; None is the configuration's
     candidates: int = 1
     save_steps: bool = False
+    export: dict[str, Any] = field(default_factory=dict)  # options of the formats' writers
     settings: dict[str, Any] = field(default_factory=dict)  # what the results depend on, for their record
 
 
@@ -101,7 +102,7 @@ def make_results(pipe: Ouroboros3DPipeline, job: Job, picture: Tensor, folder: P
             save_image(stage / f"{name}_input.png", result.image)
         for ending in (FORMATS[name] for name in options.formats):
             with clock("turntable" if ending == ".mp4" else "files"):
-                result.save(stage / f"{name}{ending}", **options_of(ending, {"progress": True}))
+                result.save(stage / f"{name}{ending}", **options_of(ending, options.export | {"progress": True}))
         files = sorted(p.name for p in stage.iterdir())
         seconds = time.perf_counter() - start
         sha256 = file_sha256(job.path)
