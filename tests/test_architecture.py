@@ -54,3 +54,7 @@ def test_code_lines_are_neither_blank_nor_words():
 def test_levels_and_circles():
     assert code_size.levels({"a": {"b"}, "b": {"c"}, "c": set()}) == (3, False)
     assert code_size.levels({"a": {"b"}, "b": {"a"}})[1]
+
+
+def test_the_package_has_no_circle():
+    assert not code_size.levels(code_size.graph_of(dict(code_size.files(None))))[1]

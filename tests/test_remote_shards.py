@@ -12,7 +12,7 @@ pytest.importorskip("webdataset")
 from orbit_folders import orbit_dataset
 
 from ouroboros3d.cli import call, make_shards
-from ouroboros3d.data import remote
+from ouroboros3d.data import blocks
 from ouroboros3d.data.orbit_files import DataError
 
 IDS = ["a", "b.v2", "c d"]
@@ -87,7 +87,7 @@ def test_the_same_examples_as_from_folders_and_fetched_once(ranges, shards, serv
 
 
 def test_what_broke_off_is_tried_again_and_a_network_that_is_gone_is_named(shards, serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "_WAIT", 0.0)
+    monkeypatch.setattr(blocks, "_WAIT", 0.0)
     address, log, cut = serve()
     cut += [1, 1]
     data = orbit_dataset(address, size=SIZE, cache_dir=str(tmp_path))
@@ -114,7 +114,7 @@ def test_a_whole_download_goes_on_where_it_broke_off(shards, serve, tmp_path):
     address, log, _ = serve()
     shard = shards[1] / "train-000000.tar"
     (tmp_path / "x.part").write_bytes(shard.read_bytes()[:1000])
-    remote._fetch_whole(f"{address}/{shard.name}", tmp_path / "x.tar")
+    blocks.fetch_whole(f"{address}/{shard.name}", tmp_path / "x.tar")
     assert (tmp_path / "x.tar").read_bytes() == shard.read_bytes() and log[-1][1].startswith("bytes=1000-")
 
 

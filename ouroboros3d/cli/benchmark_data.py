@@ -29,9 +29,10 @@ from tqdm import tqdm
 
 from ouroboros3d.config.schema import Config, DataConfig, ModelConfig
 from ouroboros3d.data.batch import OrbitBatch
+from ouroboros3d.data.blocks import INDEX
 from ouroboros3d.data.orbit_files import read_ids
 from ouroboros3d.data.orbits import OrbitDataset
-from ouroboros3d.data.remote import INDEX, local_root
+from ouroboros3d.data.remote import local_root
 from ouroboros3d.errors import UserError
 
 FIELDS = ("workers", "images/s", "images/CPU s", "opened in", "takes", "first batch", "a worker's own")

@@ -19,8 +19,8 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from ouroboros3d.data.blocks import INDEX, ORIGIN, read_block
 from ouroboros3d.data.orbit_files import RENDER_AGAIN, DamagedOrbit, DataError, Folder
-from ouroboros3d.data.remote import INDEX, ORIGIN, read_block
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path
 
