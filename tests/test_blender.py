@@ -259,6 +259,13 @@ def show_base_colours(surface) -> None:
         links.new(mix.outputs[0], output.inputs["Surface"])
 
 
+def edges(image: np.ndarray) -> np.ndarray:
+    """Pixels [h, w] whose neighbours differ from them by more than 0.1."""
+    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    around = [padded[i : i + len(image), j : j + len(image)] for i in range(3) for j in range(3)]
+    return (np.max(around, 0) - np.min(around, 0)).max(-1) > 0.1
+
+
 @needs_bpy
 @pytest.mark.parametrize(
     "feature", ["quantised", "transform", "clamped", "nearest", "strip", "sparse only", "skin", "obj", "ply"]
@@ -283,10 +290,11 @@ def test_both_backends_read_the_same_base_colours(feature, tmp_path):
     light = Raycaster(surface)
     for azimuth, elevation in ((30, 20), (200, -5)):
         pose = orbit_pose(azimuth, elevation)
-        one, two = light.render(pose, SIZE, 8) / 255, blender_scene.render(pose, SIZE, 100) / 255
+        one, two = light.render(pose, SIZE, 4) / 255, blender_scene.render(pose, SIZE, 16) / 255
         a, b = one[..., 3] > 0.5, two[..., 3] > 0.5
-        inside = (one[..., 3] == 1) & (two[..., 3] == 1)
-        inside[1:] &= inside[:-1]  # edges of the object are sampled differently
+        # Away from edges: a pixel of two colours is averaged as light by Blender, as sRGB values by the light backend.
+        inside = (one[..., 3] == 1) & (two[..., 3] == 1) & ~(edges(one) | edges(two))
+        assert inside.sum() > 200
         figure = -10 * np.log10(max(((one - two)[..., :3][inside] ** 2).mean(), 1e-10))
         print(f"{feature}: {figure:.1f} dB, overlap {(a & b).sum() / (a | b).sum():.3f}")  # shown by pytest -s
         assert figure > 30 and (a & b).sum() / (a | b).sum() > 0.98
