@@ -8,9 +8,12 @@ else may lower them. Other processors round differently, which the margins allow
 from pathlib import Path
 
 import pytest
+import torch
 
-from ouroboros3d.build import build_models
+from ouroboros3d.build import Models, build_models, build_renderer
 from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.schema import Config
+from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.evaluation.validation import Validation
 
@@ -18,11 +21,19 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def scores() -> dict[str, float]:
+def config() -> Config:
     root = ROOT / "tests" / "data" / "orbits"
-    config = load_config(ROOT / "configs" / "small.yaml", [f"data.root={root}", "data.val=test.txt", "data.cache=none"])
-    dataset = build_dataset(config, "val")
-    return Validation(build_models(config.model), config, dataset, objects=1)()[0]
+    return load_config(ROOT / "configs" / "small.yaml", [f"data.root={root}", "data.val=test.txt", "data.cache=none"])
+
+
+@pytest.fixture(scope="module")
+def models(config) -> Models:
+    return build_models(config.model)
+
+
+@pytest.fixture(scope="module")
+def scores(config, models) -> dict[str, float]:
+    return Validation(models, config, build_dataset(config, "val"), objects=1)()[0]
 
 
 @pytest.mark.parametrize(
@@ -37,3 +48,16 @@ def scores() -> dict[str, float]:
 )
 def test_held_out_object_is_as_good_as_it_was(scores, score, bound):
     assert scores[score] > bound
+
+
+@torch.no_grad()
+def test_grey_views_give_a_grey_object(config, models):
+    """At the noise level of the last sampling step, which once turned grey into green."""
+    batch = OrbitBatch.collate([build_dataset(config, "val")[0]])
+    grey = batch.images.mean(dim=2, keepdim=True).expand_as(batch.images)
+    level = torch.tensor(config.sampler.scheduler.sigma_min).log() / 4
+    gaussians = models.lgm(grey, batch.cameras, level)
+    rgb = build_renderer(config)(gaussians, batch.cameras, config.model.image_size).rgb
+    red, green, blue = rgb.movedim(2, 0)[:, batch.alpha[:, :, 0] > 0.5]
+    assert (green - (red + blue) / 2).abs().mean() < 0.012
+    assert (red - blue).abs().mean() < 0.012
