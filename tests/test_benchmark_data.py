@@ -8,6 +8,7 @@ import pytest
 from test_orbits import SIZE, write_orbit
 
 from ouroboros3d.cli import benchmark_data, call
+from ouroboros3d.data import benchmark
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def test_it_measures_a_set_of_links(root, capsys):
     arguments = [str(root), "--size", str(SIZE), "--seconds", "0.05", "--workers", "0", "1", "--links", "300"]
     assert call(benchmark_data.main, [*arguments, "--rate", "1", "--gpus", "1"]) == 0
     title, header, alone, one, verdict = capsys.readouterr().out.splitlines()
-    assert "300 orbits, 8 views of 8 px" in title and header.split("  ") == list(benchmark_data.FIELDS)
+    assert "300 orbits, 8 views of 8 px" in title and header.split("  ") == list(benchmark.FIELDS)
     assert alone.split()[0] == "0" and alone.endswith("-") and one.split()[0] == "1" and one.endswith("MB")
     assert float(alone.split()[1]) > 0 and float(one.split()[2]) > 0
     assert verdict.startswith("1 GPUs x 1 examples/s = 1; ") and verdict.endswith("they need not wait")
@@ -31,9 +32,9 @@ def test_it_measures_a_set_of_links(root, capsys):
 
 def test_verdict():
     """A worker of 24 images a second reads 3 examples: 10 a second want 4 of them."""
-    enough = benchmark_data.verdict(10.0, 8, 24.0, cores=32)
+    enough = benchmark.verdict(10.0, 8, 24.0, cores=32)
     assert "data.workers=4 a GPU, 32 of 32 cores: they need not wait" in enough
-    assert "THEY WAIT, 1 cores are missing" in benchmark_data.verdict(10.0, 8, 24.0, cores=31)
+    assert "THEY WAIT, 1 cores are missing" in benchmark.verdict(10.0, 8, 24.0, cores=31)
 
 
 def test_bad_input(root, tmp_path, capsys):

@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[1]
 DOORS = [ROOT / "train.py", ROOT / "inference.py", *sorted((ROOT / "scripts").glob("*.py"))]
 DOORS = [path for path in DOORS if "from ouroboros3d" in path.read_text()]  # the others stand alone
 MODULES = sorted(p.stem for p in (ROOT / "ouroboros3d" / "cli").glob("*.py") if p.stem not in ("__init__", "options"))
+
 # Their imports are still to be put off.
-HEAVY = {"benchmark_data", "benchmark_training", "train_frozen_parts", "make_shards", "validate_orbits", "memory_table"}
+HEAVY = {"memory_table"}
 # Imports a command with the modules that only some systems have hidden, and asks for its help. What may not be
 # imported for that is printed: torch, diffusers and transformers take seconds.
 HELP = """

@@ -18,7 +18,8 @@ LAYERS = [
     {"build", "datagen", "objective"},  # build: the composition root
     {"inference"},
     {"pipeline"},
-    {"evaluation", "training"},
+    {"evaluation"},
+    {"training"},
     {"app"},
     {"cli"},
     {"__main__"},

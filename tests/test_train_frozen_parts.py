@@ -7,6 +7,7 @@ from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.loading import config_from_dict
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.models.svd import make_vae
+from ouroboros3d.training import frozen_parts
 
 
 @pytest.fixture
@@ -17,11 +18,11 @@ def script(load_script):
 def test_opponent_colours(script):
     grey, red, green, yellow = (torch.tensor(c)[None, :, None, None] for c in
                                 ([0.2, 0.2, 0.2], [1.0, -1, -1], [-1.0, 1, -1], [1.0, 1, -1]))  # fmt: skip
-    assert script.opponent(grey)[0, 1:].abs().max() < 1e-6
-    assert torch.allclose(script.opponent(red)[0, 1], -script.opponent(green)[0, 1])
-    assert script.opponent(red)[0, 1] > 5 and script.opponent(yellow)[0, 2] > 5
-    mean_grey = torch.full((1, 3, 1, 1), script.LUMA_MEAN / 3**0.5)
-    assert script.opponent(mean_grey).abs().max() < 1e-5
+    assert frozen_parts.opponent(grey)[0, 1:].abs().max() < 1e-6
+    assert torch.allclose(frozen_parts.opponent(red)[0, 1], -frozen_parts.opponent(green)[0, 1])
+    assert frozen_parts.opponent(red)[0, 1] > 5 and frozen_parts.opponent(yellow)[0, 2] > 5
+    mean_grey = torch.full((1, 3, 1, 1), frozen_parts.LUMA_MEAN / 3**0.5)
+    assert frozen_parts.opponent(mean_grey).abs().max() < 1e-5
 
 
 def test_the_first_layer_sees_opponent_colours(script):
@@ -29,8 +30,8 @@ def test_the_first_layer_sees_opponent_colours(script):
     vae.encoder = nn.Module()
     vae.encoder.conv_in = nn.Conv2d(3, 4, 3, padding=1, bias=False)
     images, before = torch.rand(2, 3, 8, 8), vae.encoder.conv_in.weight.detach().clone()
-    script.see_colours(vae)
-    opponent = script.opponent(images) + torch.tensor([script.LUMA_MEAN / 0.8, 0, 0])[:, None, None]
+    frozen_parts.see_colours(vae)
+    opponent = frozen_parts.opponent(images) + torch.tensor([frozen_parts.LUMA_MEAN / 0.8, 0, 0])[:, None, None]
     expected = nn.functional.conv2d(opponent, before, padding=1)
     assert torch.allclose(vae.encoder.conv_in(images), expected, atol=1e-5)
 
@@ -41,7 +42,7 @@ def test_vae_objective_reaches_encoder_and_decoder(script):
     images = torch.rand(1, 4, 3, 16, 16) * 2 - 1
     cameras = Cameras(torch.eye(4).expand(1, 4, 4, 4), torch.eye(3).expand(1, 4, 3, 3))
     batch = OrbitBatch(images, cameras, ["a"], torch.ones(1, 4, 1, 16, 16))
-    objective = script.VAEObjective(vae)
+    objective = frozen_parts.VAEObjective(vae)
     losses = objective(batch, objective.draw(0, 0, [0], batch))
     losses["total"].backward()
     assert torch.isclose(losses["total"], losses["views"] + losses["guide"] + losses["kl"])

@@ -269,7 +269,7 @@ def test_a_spoilt_set_leaves_what_trains(script, root, capsys):
     assert run(script, root) == 1
     said = capsys.readouterr().out
     assert "box_0: picture" in said and "1 folders in no list, the first unlisted" in said
-    assert "4 of 5 orbits are good" in said and "'flat': 1" in said
+    assert "4 of 5 orbits are good" in said and "degenerate: flat 1" in said
     with open(root / "validation" / "report.csv", newline="") as file:
         rows = {row["id"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"box_0", "box_1", "box_2", "box_3", "unlisted"}

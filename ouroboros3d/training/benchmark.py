@@ -1,0 +1,141 @@
+"""Seconds, arithmetic and memory of joint training steps (the command: scripts/benchmark_training.py)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from ouroboros3d.build import build_models
+from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.schema import Config, PretrainedConfig
+from ouroboros3d.data.splits import build_dataset
+from ouroboros3d.errors import UserError
+from ouroboros3d.files import atomic_path
+from ouroboros3d.timing import Stopwatch, count_tflop, matrix_rate
+from ouroboros3d.training.run_log import peak_memory
+from ouroboros3d.training.setup import build_objective, compile_networks
+from ouroboros3d.training.trainer import Trainer
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Timer = Callable[[], float]
+ROWS = {  # changes of (objective, train)
+    "one pass": ({"feedback_probability": 0.0}, {}),
+    "two passes": ({"feedback_probability": 1.0}, {}),
+    "two, checkpointing": ({"feedback_probability": 1.0}, {"gradient_checkpointing": True}),
+    "two, unread frozen": ({"feedback_probability": 1.0}, {"freeze_unread": True}),
+    "two, fused": ({"feedback_probability": 1.0}, {"optimizer": "adamw_fused"}),
+    "two, 8 bit": ({"feedback_probability": 1.0}, {"optimizer": "adamw_8bit"}),
+    "two, compiled": ({"feedback_probability": 1.0}, {"compile": True}),
+}
+
+
+def make_trainer(config: Config, dataset: Dataset, device: str | None, timer: Timer) -> Trainer:
+    torch.manual_seed(config.train.seed)
+    models = build_models(config.model)
+    objective = build_objective(models, config)
+    objective.clock = Stopwatch(timer)
+    if config.train.compile:
+        compile_networks(objective)
+    trainer = Trainer(objective, dataset, config.train, cpu=device == "cpu", settings=config)
+    models.to(trainer.accelerator.device)
+    return trainer
+
+
+def measure(trainer: Trainer, steps: int, timer: Timer) -> tuple[float, dict[str, float], float]:
+    """Seconds of a whole step and of its parts, and its TFLOP."""
+    batches = iter(trainer.loader())
+    tflop = count_tflop(lambda: trainer.train_step(batches))  # also compiles kernels and fills caches
+    if cuda := trainer.accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    total, parts = 0.0, dict.fromkeys(trainer.clock.seconds, 0.0)
+    for _ in range(steps):
+        trainer.clock.reset()
+        start = timer()
+        trainer.train_step(batches)
+        if cuda:
+            torch.cuda.synchronize()
+        total += (timer() - start) / steps
+        for name, seconds in trainer.clock.seconds.items():
+            parts[name] += seconds / steps
+    return total, parts, tflop
+
+
+def save_and_resume(
+    config: Config, dataset: Dataset, trainer: Trainer, device: str | None, timer: Timer
+) -> tuple[float, float]:
+    """Seconds of writing a checkpoint, and of a new process's reading it."""
+    trainer.step = 1
+    start = timer()
+    trainer.save()
+    saved = timer() - start
+    again = make_trainer(config, dataset, device, timer)
+    start = timer()
+    again.resume()
+    return saved, timer() - start
+
+
+def line(row: dict, first: float) -> str:
+    split = ", ".join(f"{part} {s:.2f}" for part, s in sorted(row["parts"].items(), key=lambda item: -item[1]))
+    return (
+        f"{row['row']:18}: x {row['seconds'] / first:.2f}  {row['seconds']:.2f} s a step, "
+        f"{row['samples_per_second']:.2f} samples/s, {row['tflop']:.3f} TFLOP ({100 * row['of_limit']:.0f} % of the "
+        f"limit), peak {row['peak_gib']:.2f} GiB; {split}"
+    )
+
+
+def benchmark(options: argparse.Namespace, overrides: list[str]) -> None:
+    """The command with the options of ouroboros3d/cli/benchmark_training.py."""
+    rows = options.rows or list(ROWS)[:3]
+    if unknown := [name for name in rows if name not in ROWS]:
+        raise UserError(f"--rows {unknown[0]}: must be of {', '.join(ROWS)}")
+    timer = time.process_time if options.cpu_time else time.perf_counter
+    run = os.environ.get("TORCHELASTIC_RUN_ID", os.getpid())  # torchrun's: all processes write to one folder
+    folder = Path(tempfile.gettempdir()) / f"benchmark_training_{run}"
+    try:
+        config = load_config(options.config, [*overrides, f"train.output_dir={folder}", "train.tracker=none"])
+        config.model.pretrained = PretrainedConfig(checkpoint=options.weights)
+        table, dataset = [], build_dataset(config, "train")
+        for name in rows:
+            objective, train = ROWS[name]
+            output = str(folder / name.replace(" ", "_"))
+            changed = replace(
+                config,
+                objective=replace(config.objective, **objective),
+                train=replace(config.train, **train, output_dir=output),
+            )
+            trainer = make_trainer(changed, dataset, options.device, timer)
+            seconds, parts, tflop = measure(trainer, options.steps, timer)
+            device = trainer.accelerator.device
+            row = {
+                "row": name,
+                "seconds": seconds,
+                "samples_per_second": trainer.global_batch / seconds,
+                "tflop": tflop,
+                "of_limit": tflop / seconds / matrix_rate(device, DTYPES[changed.train.mixed_precision], timer),
+                "peak_gib": peak_memory(device),
+                "parts": parts,
+            }
+            table.append(row)
+            if trainer.accelerator.is_main_process:
+                print(line(row, table[0]["seconds"]), flush=True)
+        saved, resumed = save_and_resume(changed, dataset, trainer, options.device, timer)
+        if trainer.accelerator.is_main_process:
+            size = sum(p.stat().st_size for p in Path(output).rglob("*") if p.is_file()) / 2**20
+            if options.json:
+                with atomic_path(options.json) as path:
+                    path.write_text(json.dumps(table, indent=1) + "\n")
+            print(f"checkpoint of {size:.0f} MiB: saved in {saved:.2f} s, resumed from in {resumed:.2f} s")
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
