@@ -398,6 +398,36 @@ def test_a_missing_texture_is_a_warning_and_leaves_the_plain_colour(tmp_path, mo
     assert warnings_of(tmp_path / "sign.obj") == ["material file 'sign.mtl' is missing"]
 
 
+def test_a_run_ends_with_the_features_it_met_and_a_sheet(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.obj").write_text(f"{SQUARE}usemtl gone\nf 1 2 3\nl 1 2\n")
+    (tmp_path / "b.gltf").write_text('{"asset": {"version": "2.0"}, "extensionsRequired": ["VENDOR_magic"]}')
+    arguments = ("--assets", tmp_path, "--out", tmp_path / "out", *QUICK, "--sheet")
+    for _ in range(2):  # what is finished counts too
+        assert run(monkeypatch, *arguments) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert ["feature", "objects", "rendered", "approximated", "refused"] in lines
+        assert ["lines", "1", "0", "1", "0"] in lines and ["VENDOR_magic", "1", "0", "0", "1"] in lines
+    with Image.open(tmp_path / "out/sheet.webp") as sheet:
+        assert sheet.size == (96, 96)
+        assert np.abs(np.asarray(sheet)[0, 50].astype(int) - (235, 140, 0)).max() < 30
+
+
+def hungry(asset: Asset) -> render.Outcome:
+    return render.render_asset(asset, render.Settings(Path(asset.source)))
+
+
+def test_memory_that_is_not_there_is_one_failure(tmp_path, monkeypatch):
+    pytest.importorskip("resource")
+    monkeypatch.setattr(render, "limit_memory", lambda most: None)
+
+    def greedy(*_):
+        raise MemoryError
+
+    monkeypatch.setitem(render.BACKENDS, "light", greedy)
+    (outcome,) = render.run_all(hungry, [Asset("a", "train", tmp_path / "a.obj", source=str(tmp_path))], workers=1)
+    assert "not enough memory" in outcome.failure
+
+
 def test_textures_are_found_where_scans_keep_them(tmp_path):
     (tmp_path / "Shoe/meshes").mkdir(parents=True)
     (tmp_path / "Shoe/materials/textures").mkdir(parents=True)

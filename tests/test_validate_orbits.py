@@ -333,3 +333,13 @@ def test_what_cannot_run_ends_with_one_line_and_status_2(script, sound, tmp_path
         assert call(script.main, [str(a) for a in arguments]) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: ") and reason in said and said.count("\n") == 1
+
+
+def test_strict_refuses_what_was_rendered_with_warnings(tmp_path):
+    orbit_checks_root = tmp_path / "set"
+    shutil.copytree(Path(__file__).parent / "data/orbits", orbit_checks_root)
+    name = next(p.parent.name for p in sorted(orbit_checks_root.glob("*/meta.json")))
+    meta = orbit_checks_root / name / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"warnings": ["texture 'a.png' is missing"]}))
+    assert check_orbit(orbit_checks_root, name).problems == []
+    assert check_orbit(orbit_checks_root, name, strict=True).problems == ["warning: texture 'a.png' is missing"]

@@ -3,7 +3,7 @@
     <out>/<id>_<orbit>/render_0000.webp ... render_0015.webp, meta.json [, depth.npz]
     <out>/train.txt, val.txt, test.txt      ids of the folders that are complete
     <out>/failures.txt                      what could not be rendered, and why (only if anything)
-    <out>/warnings.txt                      what was rendered without a texture it names (only if anything)
+    <out>/warnings.txt                      what was rendered without something it names (only if anything)
     <out>/render.json                       the options that every picture here shares; others are refused
 
 Input is --assets, a folder of meshes, a zip file of one (also .sh3f), a list of paths, or a csv file (columns id,
@@ -19,7 +19,10 @@ width, with nothing cut. --backend light (a plain wheel: embreex) casts rays und
 with textures but without reflections; --backend blender (the bpy wheel, see ouroboros3d/data/blender.py) uses
 Cycles, for real data. Both share cameras, normalisation and files, and repeat by --seed.
 
-A missing texture leaves the material's plain colour and a line in warnings.txt and meta.json. Failures are files that
+What a file's format says about static geometry, base colour and emitted light is rendered. Where that cannot be done,
+the object is a failure that names the feature, or is rendered with a line in warnings.txt and meta.json, like a texture
+that is missing; scripts/validate_orbits.py --strict refuses such orbits. The run ends with a table of the features met.
+Nothing is ever fetched. Failures are files that
 cannot be read, no triangles or more than --max-faces, vertices that are no numbers, nothing to be seen, and renderers
 that crash. Huge coordinates are normalised in float64; Blender keeps files in float32, in which a small object
 far from its file's origin is coarse.
@@ -33,6 +36,7 @@ the input is no good or the output cannot be written; failures of single objects
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 from contextlib import nullcontext
@@ -41,6 +45,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ouroboros3d.camera_defaults import DISTANCE, FOV
 from ouroboros3d.datagen.assets import SPLITS, Asset, open_assets
@@ -51,12 +56,15 @@ from ouroboros3d.datagen.orbit_renderer import (
     MAX_FACES,
     SAMPLES,
     Settings,
+    is_finished,
     prepare_out,
     render_asset,
     render_set,
+    training_orbits,
     write_lists,
 )
 from ouroboros3d.errors import UserError
+from ouroboros3d.files import atomic_path
 
 
 def procedural_assets(count: int) -> list[Asset]:
@@ -114,6 +122,28 @@ def make_settings(parser: argparse.ArgumentParser, args: argparse.Namespace, **c
     )
 
 
+def write_sheet(assets: list[Asset], settings: Settings, shard: str = "", columns: int = 16, view: int = 96) -> None:
+    """A contact sheet: frame 0 of every object's first orbit, those with warnings framed; as many as fit a picture."""
+    orbits = [settings.out / training_orbits(asset, settings)[0].name for asset in assets]
+    orbits = [folder for folder in orbits if is_finished(folder)][: columns * (16_000 // view)]
+    if not orbits:
+        return
+    columns = min(columns, len(orbits))
+    sheet = Image.new("RGB", (columns * view, -(-len(orbits) // columns) * view), "white")
+    for number, folder in enumerate(orbits):
+        place = (number % columns * view, number // columns * view)
+        if json.loads((folder / "meta.json").read_text())["warnings"]:
+            sheet.paste((235, 140, 0), (*place, place[0] + view, place[1] + view))
+            sheet.paste("white", (place[0] + 3, place[1] + 3, place[0] + view - 3, place[1] + view - 3))
+        with Image.open(folder / "render_0000.webp") as picture:
+            small = picture.convert("RGBA").resize((view, view))
+        sheet.paste(small, place, small)
+    path = settings.out / f"sheet{shard}.webp"
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, quality=85)
+    print(f"{path}: {len(orbits)} objects")
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -129,6 +159,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--split", choices=SPLITS, help="render this split only")
     parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="render every N-th object, from number I")
+    parser.add_argument("--sheet", action="store_true", help="write <out>/sheet.webp: a view of every object")
     parser.add_argument("--seed", type=int, default=0, help="of elevations, azimuths, noise and procedural objects")
     add_render_options(parser)
     args = parser.parse_args(arguments)
@@ -150,6 +181,8 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{args.assets or args.procedural}: nothing to render in this split or shard")
         prepare_out(settings)
         render_set(chosen, partial(render_asset, settings=settings), settings, args.workers, shard)
+    if args.sheet:
+        write_sheet(chosen, settings, shard)
     if shard:
         print("after the last shard run the command without --shard: it writes the lists")
         return

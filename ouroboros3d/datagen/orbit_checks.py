@@ -55,8 +55,9 @@ class OrbitReport:
         return not self.problems
 
 
-def check_orbit(root: Path, orbit_id: str, frames: int = 16) -> OrbitReport:
-    """Everything one orbit of `frames` views can be checked for by itself. Never raises."""
+def check_orbit(root: Path, orbit_id: str, frames: int = 16, strict: bool = False) -> OrbitReport:
+    """Everything one orbit of `frames` views can be checked for by itself; strict: its warnings are problems. Never
+    raises."""
     report, folder = OrbitReport(orbit_id), root / orbit_id
     meta_file = folder / "meta.json"
     try:
@@ -75,6 +76,8 @@ def check_orbit(root: Path, orbit_id: str, frames: int = 16) -> OrbitReport:
     report.fov = meta.fov
     report.source = next((str(extra[k]) for k in SOURCE_HASHES if extra.get(k)), None)
     problems, report.distance, report.elevation = check_poses(meta.c2w.numpy())
+    if strict and extra.get("warnings"):
+        report.problems += [f"warning: {text}" for text in extra["warnings"]]
     stated = extra.get("elevation")
     if not problems and isinstance(stated, int | float) and abs(stated - report.elevation) > DEGREES:
         problems = [f"elevation: the file says {stated:.2f}, the matrices {report.elevation:.2f} degrees"]

@@ -15,9 +15,11 @@ import sys
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from multiprocessing import connection, parent_process
@@ -33,7 +35,7 @@ from ouroboros3d.camera_defaults import DISTANCE, FOV
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path, check_writable_dir, staged, write_lines
 
-from .assets import SPLITS, Asset, AssetError, Findings, hold_out
+from .assets import OUTCOMES, SPLITS, Asset, AssetError, Findings, hold_out
 from .blender import BlenderScene
 from .meshes import load_surface
 from .procedural import random_object
@@ -44,6 +46,7 @@ FRAMES = 16
 ELEVATIONS = (-5.0, 30.0)
 MAX_FACES = 5_000_000  # 3 GB of memory a worker, with light and without textures
 FILL = float(np.tan(np.arcsin(OBJECT_RADIUS / DISTANCE)) / np.tan(np.radians(FOV / 2)))  # 0.832
+MIN_MEMORY = 6.0  # GB that every worker may take, else its share of the machine's
 MAX_NAME = 255  # bytes, on all usual file systems
 STALE = 3600  # seconds without a new file, after which a hidden folder belongs to a killed run
 
@@ -308,7 +311,7 @@ def run_all(work: Callable[[Asset], Outcome], assets: list[Asset], workers: int)
 
 
 def _pooled(work: Callable, assets: Iterable[Asset], workers: int, done: set[str]) -> Iterator[Outcome]:
-    with ProcessPoolExecutor(workers, initializer=_follow_the_parent) as pool:
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(workers,)) as pool:
         try:
             futures: list[Future[Outcome]] = [pool.submit(work, asset) for asset in assets]
             for future in as_completed(futures):
@@ -319,8 +322,9 @@ def _pooled(work: Callable, assets: Iterable[Asset], workers: int, done: set[str
             pool.shutdown(cancel_futures=True)
 
 
-def _follow_the_parent() -> None:
+def _start_worker(workers: int) -> None:
     """Interrupts are the parent's; and where it was killed, its processes would wait for work for ever."""
+    limit_memory(max(MIN_MEMORY, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9 / workers))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -380,10 +384,32 @@ def write_report(path: Path, lines: list[str]) -> None:
         path.unlink(missing_ok=True)
 
 
+def feature_table(outcomes: list[Outcome]) -> list[str]:
+    """Lines: every feature met, the objects that have it, and how many were rendered, approximated or refused."""
+    counts: dict[str, Counter[str]] = {}
+    for outcome in outcomes:
+        for feature, kind in outcome.features.items():
+            counts.setdefault(feature, Counter())[kind] += 1
+    width = max(map(len, [*counts, "feature"]))
+    head = [f"{'feature':{width}}  objects  {'  '.join(OUTCOMES)}"] if counts else []
+    rows = sorted(counts.items(), key=lambda item: (-item[1].total(), item[0]))
+    cells = [(name, row, "  ".join(f"{row[kind]:>{len(kind)}}" for kind in OUTCOMES)) for name, row in rows]
+    return head + [f"{name:{width}}  {row.total():>7}  {text}" for name, row, text in cells]
+
+
+def limit_memory(most: float) -> None:
+    """Let this process take `most` GB: an asset that needs more is a failure, not the end of the machine."""
+    with suppress(ImportError, ValueError, OSError):  # where the system has no such limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (int(most * 1e9),) * 2)
+
+
 def render_set(
     chosen: list[Asset], work: Callable[[Asset], Outcome], settings: Settings, workers: int, shard: str = ""
 ) -> list[Outcome]:
-    """Render all, with a progress bar; writes failures.txt and warnings.txt and prints the speed. Returns outcomes.
+    """Render all, with a progress bar; writes failures.txt and warnings.txt, prints the features met and the speed.
+    Returns outcomes.
 
     shard: part of the reports' names. Raises UserError, also if nothing could be rendered.
     """
@@ -407,6 +433,7 @@ def render_set(
             f"rendered {len(rendered)} objects in {seconds:.1f} s: {3600 * len(rendered) / seconds:,.0f} an hour; "
             f"{view:.3f} s a view in each of {workers} workers, loading included ({processor:.3f} s of processor time)"
         )
+    print("\n".join(feature_table(outcomes)))
     warned = sum(bool(o.warnings) for o in outcomes)
     print(f"{settings.out}: {failed} of {len(chosen)} objects failed, {warned} have warnings")
     if chosen and failed == len(chosen):

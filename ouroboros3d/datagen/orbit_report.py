@@ -114,7 +114,7 @@ def validate(options: argparse.Namespace) -> bool:
         raise DataError(f"{root}: holds no orbits and no list names one; render some with scripts/render_orbits.py")
     out = check_writable_dir(options.out or root / "validation")
 
-    check = partial(check_orbit, root, frames=options.frames)
+    check = partial(check_orbit, root, frames=options.frames, strict=options.strict)
     with ProcessPoolExecutor(min(options.workers, len(ids))) as pool:
         found_out = tqdm(pool.map(check, ids, chunksize=8), total=len(ids), desc=f"checking {root}", unit="orbit")
         try:
