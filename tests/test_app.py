@@ -140,8 +140,8 @@ def test_settings_that_cannot_be_are_refused(worker):
 
 def test_files_are_written_to_the_apps_folder(worker, toy):
     *_, made = worker.run(worker.prepare(toy, Framing()), Settings(steps=1), threading.Event())
-    paths = list(worker.save(made, "toy", ["ply", "html"]))
-    assert [path.name for path in paths] == ["toy.ply", "toy.html"]
+    paths = list(worker.save(made, "toy", ["ply", "html", "transforms"]))
+    assert [path.name for path in paths] == ["toy.ply", "toy.html", "toy_transforms.zip"]
     assert all(worker.folder in path.parents and path.stat().st_size > 100 for path in paths)
 
 
@@ -275,7 +275,7 @@ def test_upload_watch_turn_and_download(open_app, address, tmp_path):
         name = download.value.suggested_filename
         download.value.save_as(tmp_path / name)
         files[name.partition(".")[2]] = tmp_path / name
-    assert set(files) == set(FORMATS)
+    assert set(files) == set(FORMATS) - {"transforms"} | {"zip"}
 
     from test_player import cameras
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ouroboros3d.config.checks import check_config
 from ouroboros3d.config.schema import BACKGROUNDS, Config
+from ouroboros3d.export import FORMATS, check_formats
 from ouroboros3d.export.object3d import Object3D, Step3D
 from ouroboros3d.inference.photo import cut_out, load_condition_image, open_picture
 from ouroboros3d.pipeline import Ouroboros3DPipeline, step3d
@@ -114,13 +115,13 @@ class Worker:
         yield pipeline.object3d(step, 0, cameras, picture.image, settings.elevation, tuple(history), settings.seed)
 
     def save(self, object3d: Object3D, name: str, formats: list[str]) -> Iterator[Path]:
-        """One file per format, in a new folder, as they are ready. Raises OutputError, FormatError."""
+        """One file per format (a zip of those that are folders), in a new folder, as they are ready. Raises OutputError, FormatError."""
         folder = Path(tempfile.mkdtemp(prefix="files-", dir=self.folder))
         try:
-            for ending in formats:
+            for each in check_formats(formats):
                 with self.lock:
-                    path = object3d.save(folder / f"{name}.{ending}")
-                yield path
+                    path = object3d.save(folder / f"{name}{FORMATS[each]}")
+                yield Path(shutil.make_archive(str(path), "zip", path)) if path.is_dir() else path
         except Exception:
             shutil.rmtree(folder, ignore_errors=True)
             raise
