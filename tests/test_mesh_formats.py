@@ -62,6 +62,8 @@ class Gltf:
 
     def write(self, path: Path, **tree) -> Path:
         self.tree |= tree
+        if "extensionsRequired" in tree:
+            self.tree["extensionsUsed"] = sorted({*tree["extensionsRequired"], *tree.get("extensionsUsed", ())})
         self.tree.setdefault("nodes", [{"mesh": 0}])
         self.tree.setdefault("scenes", [{"nodes": [0]}])
         if path.suffix == ".gltf":

@@ -35,10 +35,11 @@ def linked(root: Path, list_file: str, count: int) -> Iterator[Path]:
     if (root / INDEX).is_file():
         raise UserError(f"{root}: --links needs folders of orbits, this has shards")
     ids = read_ids(root / list_file)
+    targets = [(root / orbit).resolve() for orbit in ids]
     with tempfile.TemporaryDirectory(prefix="orbits-") as name:
-        names = [f"{number:06d}_{ids[number % len(ids)]}" for number in range(count)]
+        names = [f"{number:07d}_{ids[number % len(ids)]}" for number in range(count)]
         for number, link in enumerate(tqdm(names, desc=f"linking in {name}", unit="link", leave=False)):
-            os.symlink((root / ids[number % len(ids)]).resolve(), Path(name, link))
+            os.symlink(targets[number % len(ids)], f"{name}/{link}")
         Path(name, list_file).write_text("\n".join(names), encoding="utf-8")
         yield Path(name)
 
