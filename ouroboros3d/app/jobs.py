@@ -115,7 +115,10 @@ class Worker:
         yield pipeline.object3d(step, 0, cameras, picture.image, settings.elevation, tuple(history), settings.seed)
 
     def save(self, object3d: Object3D, name: str, formats: list[str]) -> Iterator[Path]:
-        """One file per format (a zip of those that are folders), in a new folder, as they are ready. Raises OutputError, FormatError."""
+        """One file per format (a zip of those that are folders), in a new folder, as they are ready.
+
+        Raises OutputError, FormatError.
+        """
         folder = Path(tempfile.mkdtemp(prefix="files-", dir=self.folder))
         try:
             for each in check_formats(formats):
