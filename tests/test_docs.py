@@ -12,24 +12,41 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]*) -->\s*)?```bash\n(?P<body>.*?)```", re.DOTALL)
 REASONS = {"gpu", "weights", "network", "browser", "serves"}
 ORBITS = ["data.root=tests/data/orbits", "data.cache=none"]
+PARTS = ("vae", "image_encoder", "lgm", "unet")
+START = ["model.pretrained.checkpoint=checkpoints/small", *(f"model.pretrained.{part}=null" for part in PARTS)]
 STEP = ["train.steps=1", "train.batch_size=1", "train.time_budget=", "train.mixed_precision=fp32", "train.tracker=none"]
 # What is added to commands that match, so that each takes seconds: the last of two equal options counts.
+LOOP = ["sampler.steps=1", "turntable.step=120", "turntable.size=32"]
 SMALLER: list[tuple[str, list[str]]] = [
-    (r"run\.sh test\b", ["tests/test_cameras.py", "-k", "orbit"]),
-    (
-        r"inference\.py|run\.sh inference|ouroboros3d infer",
-        ["sampler.steps=1", "turntable.step=120", "turntable.size=32"],
-    ),
-    (r"evaluate\.py|ouroboros3d evaluate", [*ORBITS, "--seeds", "0", "--no_baselines", "sampler.steps=1"]),
+    (r"run\.sh test\b", ["tests/test_timing.py", "tests/test_statistics.py"]),
+    (r"inference\.py|run\.sh inference", LOOP),
+    (r"evaluate\.py", [*ORBITS, "--seeds", "0", "--no_baselines", "sampler.steps=1"]),
+    (r"ablate\.py", [*ORBITS, *STEP[1:], "--steps", "1", "--seeds", "0", "--rows", "joint", "sampler.steps=1"]),
+    (r"ablate\.py", ["--start", "checkpoints/small", "objective.lpips_weight=0"]),
+    (r"train\.py(?!.*first_run)", [*ORBITS, *STEP, "train.validate_every=9", *START]),
     (r"first_run\.yaml", ["train.steps=1", "train.validate_every=9"]),
-    (r"train\.py(?!.*first_run)", [*ORBITS, *STEP, "train.validate_every=9"]),
+    (r"benchmark_training\.py", ["--steps", "1"]),
 ]
+
+
+def own_files(clone: Path) -> None:
+    """What the pages call the reader's own: photos and a list of them, a folder of meshes."""
+    for name in ("photo.png", "photos/a.png", "more/b.jpg"):
+        (clone / name).parent.mkdir(exist_ok=True)
+        with Image.open(ROOT / "testset" / "photo_car.jpg") as picture:
+            picture.resize((128, 128)).save(clone / name)
+    (clone / "list.txt").write_text("testset/cup.webp\n")
+    (clone / "my_folder").mkdir()
+    (clone / "my_folder" / "square.obj").write_text(
+        "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nv .5 .5 1\nf 1 2 3 4\nf 1 2 5\nf 2 3 5\nf 3 4 5\nf 4 1 5\n"
+    )
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -77,6 +94,7 @@ def test_files_that_a_page_names_are_there(page):
 def test_every_printed_command_runs(page, tmp_path_factory):
     clone = tmp_path_factory.mktemp("clone") / "repository"
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", clone], check=True)
+    own_files(clone)
     places = [str(Path(sys.executable).parent), os.environ["PATH"]]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"PATH": os.pathsep.join(places), "OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg"}
