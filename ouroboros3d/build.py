@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ouroboros3d.files import locate
 from ouroboros3d.interfaces import Reconstructor, Renderer
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet
+from ouroboros3d.models.precision import cast_weights
 from ouroboros3d.models.svd import SVDParts, make_image_encoder, make_vae
 from ouroboros3d.models.weights import (
     CheckpointError,
@@ -30,6 +30,7 @@ from ouroboros3d.models.weights import (
     read_state,
 )
 from ouroboros3d.rendering import render
+from ouroboros3d.rendering.gsplat_backend import load_kernels
 from ouroboros3d.sampler import Sampler
 
 
@@ -61,7 +62,7 @@ class Models:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Models:
         """Moves and, for inference, casts the networks; training keeps float32 weights under autocast."""
         if dtype is not None:
-            self.unet.to(dtype)
+            cast_weights(self.unet, dtype)
             self.lgm.to_inference_dtype(dtype)
             self.svd.to_inference_dtype(dtype)
         for module in (self.unet, self.lgm, self.svd):
@@ -153,16 +154,16 @@ def build_renderer(config: Config) -> Renderer:
 
 
 def check_renderer(config: Config, device: torch.device) -> None:
-    """Refuses a renderer that cannot run on the device, before minutes of loading. Raises ConfigError."""
+    """Refuses a renderer that cannot run on the device, before minutes of loading; on CUDA compiles gsplat's kernels
+    if they are not. Raises ConfigError or RendererError."""
     if device.type != "cuda":
         return
-    if importlib.util.find_spec("gsplat") is None:
-        raise ConfigError("rendering on CUDA needs gsplat: pip install 'gsplat>=1.5.3', or use --device cpu")
     if config.model.conventions.renderer == "release":
         raise ConfigError(
             "model.conventions.renderer = 'release': on CUDA gsplat renders, which cannot follow it; set it "
             "to gsplat, or use --device cpu"
         )
+    load_kernels()
 
 
 def build_sampler(models: Models, config: Config) -> Sampler:

@@ -42,7 +42,7 @@ class Cameras:
         rotation = self.c2w[..., :3, :3].transpose(-1, -2)
         out = self.c2w.clone()
         out[..., :3, :3] = rotation
-        out[..., :3, 3] = -(rotation @ self.c2w[..., :3, 3:])[..., 0]
+        out[..., :3, 3] = -(rotation * self.c2w[..., None, :3, 3]).sum(-1)  # no matrix product: TF32 would round it
         return out
 
     @property

@@ -77,7 +77,7 @@ class Gaussians:
         ]
         rotation = torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
         half = rotation * self.scales[..., None, :]
-        return half @ half.transpose(-1, -2)
+        return (half[..., :, None, :] * half[..., None, :, :]).sum(-1)  # no matrix product: TF32 would round it
 
     def turned(self, degrees: float) -> Gaussians:
         """The scene turned about the x axis, y towards z. Only right for unit quaternions, see `covariances`."""

@@ -8,6 +8,7 @@ Shapes: B batch, V views, images in [-1, 1].
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
@@ -70,6 +71,9 @@ class Draws:
         return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
 
 
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}  # of train.mixed_precision
+
+
 def _mix(seed: int, index: int) -> int:
     """A 63-bit seed that differs for every (seed, index)."""
     return (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9) % (2**63)
@@ -120,6 +124,7 @@ class Objective(nn.Module):
         self._lpips = lpips
         if self.config.position_weight > 0 and lgm.grid is None:
             raise ConfigError("objective.position_weight: this reconstructor's Gaussians form no grid; must be 0")
+        self._half = HALF.get(config.train.mixed_precision)
         self.clock = Stopwatch()
         self.record: Callable[[str, Tensor], None] = lambda name, tensor: None
 
@@ -138,6 +143,10 @@ class Objective(nn.Module):
     @staticmethod
     def collate(items: list[dict]) -> OrbitBatch:
         return OrbitBatch.collate(items)
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """For the frozen networks: accelerate wraps no autocast around DeepSpeed's and FSDP2's."""
+        return contextlib.nullcontext() if self._half is None else torch.autocast(device.type, self._half)
 
     def draw(self, seed: int, step: int, samples: list[int], batch: OrbitBatch) -> Draws:
         """The step's random numbers, on the batch's device."""
@@ -168,7 +177,7 @@ class Objective(nn.Module):
         rendering = None
         if needs_3d or again:
             needs_gradient = torch.is_grad_enabled() and config.decode_gradient
-            with torch.set_grad_enabled(needs_gradient), clock("decode", device):
+            with torch.set_grad_enabled(needs_gradient), clock("decode", device), self._autocast(device):
                 decoded = self.svd.decode(x0)
             self.record("decoded_x0", decoded)
             # Without a reconstruction loss the maps are data for the U-Net alone.
@@ -205,10 +214,11 @@ class Objective(nn.Module):
             draws.condition_sigma, config.condition_sigma_mean, config.condition_sigma_std
         )
         noised = image + condition_sigma[:, None, None, None] * draws.condition_image
-        if conventions.clip_training_image == "noised":
-            context = self.svd.embed_image(noised).float()
-        else:
-            context = self.remember("image encoder", image, self.svd.embed_image).float()
+        with self._autocast(image.device):
+            if conventions.clip_training_image == "noised":
+                context = self.svd.embed_image(noised).float()
+            else:
+                context = self.remember("image encoder", image, self.svd.embed_image).float()
         latent = self.svd.encode(noised, draws.vae_condition).float()
         self.record("condition_latent", latent)
         if conventions.time_id == "release":  # every sample gets the first one's value (quirk 21)

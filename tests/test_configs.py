@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
@@ -47,13 +48,37 @@ def test_full_size_training_is_the_release_s():
     assert config.model.multiview.feedback == config.sampler.feedback == ["rgb", "ccm"]
 
 
+def test_full_size_training_is_the_table_s():
+    """docs/faithfulness.md, hyperparameter by hyperparameter."""
+    config = load_config(CONFIGS / "mv" / "svd_lgm_rgb_ccm_lvis.yaml")
+    text = (CONFIGS.parent / "docs" / "faithfulness.md").read_text()
+    rows = re.findall(r"^\| `([a-z_.]+)` \| ([^|]+) \|", text.split("hyperparameter by hyperparameter")[1], re.MULTILINE)
+    assert len(rows) > 30
+    for key, value in rows:
+        assert str(functools.reduce(getattr, key.split("."), config)) == value, key
+
+
+def test_the_fast_variant_is_the_same_training_in_larger_batches():
+    """What keeps samples apart (tests/test_objective.py), and the same samples per step."""
+    release, fast = (
+        load_config(CONFIGS / "mv" / f"svd_lgm_rgb_ccm_lvis{end}.yaml", ["train.output_dir=x"]) for end in ("", "_fast")
+    )
+    same = {"batch_size": 1, "gradient_accumulation": 4}
+    assert dataclasses.replace(fast.train, **same) == release.train
+    batch = [c.train.batch_size * c.train.gradient_accumulation for c in (release, fast)]
+    assert batch == [4, 4] and fast.train.batch_size >= 2
+    apart = {"temporal_context": "textbook", "decode_chunk": 0, "time_id": "textbook"}
+    assert fast.model.conventions == dataclasses.replace(release.model.conventions, **apart)
+    assert (fast.objective, fast.data, fast.sampler) == (release.objective, release.data, release.sampler)
+
+
 @pytest.fixture(scope="module")
 def baseline():
     """configs/baseline.yaml and its networks on the meta device, SVD's parts made instead of fetched."""
     config = load_config(CONFIGS / "baseline.yaml")
     default, fetched = ModelConfig(), []
 
-    def make(_cls, source: str, part: str):
+    def make(_cls, source: str, part: str, _variant: str | None = None):
         fetched.append((source, part))
         if part == "vae":
             return make_vae(default.vae)
@@ -104,14 +129,14 @@ def test_the_baseline_s_networks_fit_each_other(baseline):
 
 
 def test_cuda_refuses_a_renderer_it_does_not_have(monkeypatch):
-    cuda = torch.device("cuda")
+    """tests/test_gsplat_kernels.py has the rest."""
+    loaded = []
+    monkeypatch.setattr(build, "load_kernels", lambda: loaded.append(True))
     config = load_config(CONFIGS / "small" / "model.yaml")
     build.check_renderer(config, torch.device("cpu"))
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install 'gsplat"):
-        build.check_renderer(config, cuda)
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: object())
-    build.check_renderer(config, cuda)
+    assert not loaded
+    build.check_renderer(config, torch.device("cuda"))
+    assert loaded
     config.model.conventions.renderer = "release"
     with pytest.raises(ConfigError, match=r"model\.conventions\.renderer.*set it to gsplat"):
-        build.check_renderer(config, cuda)
+        build.check_renderer(config, torch.device("cuda"))

@@ -98,22 +98,27 @@ class FakeNetwork(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, a, b, normalize=False):
-        assert normalize
+        assert normalize and a.dtype == b.dtype == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
         return self.weight * 2 * (a - b).abs().flatten(1).mean(1)[:, None, None, None]
 
 
 def test_lpips_of_each_picture_or_their_mean(monkeypatch):
-    module = ModuleType("torchmetrics.image.lpip")
+    module, built = ModuleType("torchmetrics.image.lpip"), []
 
     class Metric:
         def __init__(self, net_type, normalize):
-            assert net_type == "vgg" and normalize
+            built.append(net_type)
+            assert normalize
             self.net = FakeNetwork()
 
     module.LearnedPerceptualImagePatchSimilarity = Metric
     monkeypatch.setitem(sys.modules, "torchmetrics.image.lpip", module)
     a, b = torch.zeros(2, 3, 8, 8), torch.tensor([0.1, 0.3])[:, None, None, None].expand(2, 3, 8, 8)
     assert make_lpips(reduce=False)(a, b).tolist() == pytest.approx([0.2, 0.6])
+    with torch.autocast("cpu", torch.bfloat16):  # stays float32
+        assert make_lpips("vgg", reduce=False)(a.bfloat16(), b).tolist() == pytest.approx([0.2, 0.6])
+    assert built == ["alex", "vgg"]
     loss = make_lpips()
     x = a.clone().requires_grad_()
     loss(x, b).backward()

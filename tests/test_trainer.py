@@ -272,6 +272,15 @@ def test_accumulation_equals_one_large_batch(tmp_path):
     torch.testing.assert_close(weights(large), weights(small), rtol=0, atol=1e-6)
 
 
+def test_ema_goes_to_the_device_after_a_resume(tmp_path, monkeypatch):
+    """accelerate leaves it on the CPU, where a step on a GPU would fail (tests/test_device_mixing.py)."""
+    stop_after(make(tmp_path, ema_decay=0.5), 2).run()
+    trainer, moved = make(tmp_path, ema_decay=0.5), []
+    monkeypatch.setattr(trainer.ema, "to", moved.append)
+    trainer.resume()
+    assert moved == [trainer.accelerator.device]
+
+
 def test_ema_is_what_validation_and_export_see(tmp_path):
     seen = {}
     trainer = make(tmp_path, ema_decay=0.5, steps=4)

@@ -154,6 +154,7 @@ class PretrainedConfig:
     """Where the parts start from: a hub id or a folder, a file for LGM; null starts from random weights."""
 
     svd: str | None = None  # a diffusers SVD folder or hub id: unet (when training), vae, image_encoder
+    variant: str | None = None  # of SVD's files, e.g. fp16; null takes the full ones, or fp16 where only those exist
     lgm: str | None = None  # LGM weights, .safetensors; only time-embedding keys may be missing
     vae: str | None = None  # a file of weights for the configured VAE
     image_encoder: str | None = None  # a file of weights for the configured image encoder
@@ -274,6 +275,7 @@ class ObjectiveConfig:
     decode_gradient: bool = False  # paper: true. The reconstruction loss trains the U-Net too, through the decoder
     image_loss: Literal["l1", "mse"] = "l1"  # mse is the paper's draft's
     lpips_weight: float = _number(1.0, ge=0)
+    lpips_network: Literal["alex", "vgg"] = "alex"  # for the loss and for scores; alex is the release's
     lpips_warmup_steps: int = _number(0, ge=0)  # steps over which the weight rises from 0; neither paper nor release
     alpha_weight: float = _number(0.0, ge=0)  # MSE of the rendered alpha, an extra of ours (LGM has it)
     position_weight: float = _number(0.0, ge=0)  # L1 of the Gaussians' positions to unprojected depth, an extra of ours
@@ -309,6 +311,7 @@ class TrainConfig:
     compile: bool = False  # torch.compile of the trained networks, by CUDA graphs on CUDA
     freeze_unread: bool = False  # leave out what attention to one token never reads: no weight decay on it, and faster
     cache_encodings: float = _number(0.0, ge=0)  # GiB of the VAE's and image encoder's results kept per process
+    tf32: bool = False  # float32 products and convolutions on CUDA may round to TF32; the release trains so
     ema_decay: float = _number(0.0, ge=0, lt=1)  # 0 keeps none
     resume: str = "auto"  # auto | never | a checkpoint folder
     save_every: int = _number(1000, ge=1)

@@ -123,7 +123,7 @@ def evaluate(models: Models, config: Config, device: torch.device, options: Opti
     """
     state = PartialState()
     dataset = build_dataset(replace(config, data=replace(config.data, cache="none")), "val")
-    lpips, notes = _try_lpips()
+    lpips, notes = _try_lpips(config.objective.lpips_network)
     training = _training_list(config)
     baselines = options.baselines and training is not None
     if options.baselines and not baselines:
@@ -199,12 +199,12 @@ def _chunks(chosen: list[int], size: int, config: Config) -> list[list[int]]:
     return parts
 
 
-def _try_lpips() -> tuple[Lpips | None, list[str]]:
-    """LPIPS and a note if it cannot be had."""
+def _try_lpips(network: str) -> tuple[Lpips | None, list[str]]:
+    """LPIPS, or a note if it is unavailable."""
     try:
-        return make_lpips(reduce=False), []
+        return make_lpips(network, reduce=False), []
     except ConfigError:
-        return None, ["LPIPS is absent: it needs torchvision and its network's weights, which are unavailable here"]
+        return None, [f"LPIPS is absent: torchvision or its weights of '{network}' are unavailable"]
 
 
 def _training_list(config: Config) -> Path | None:
@@ -235,7 +235,7 @@ def settings(models: Models, config: Config, options: Options, lpips: Lpips | No
         "views": config.cameras.num_views,
         "frames": config.cameras.orbit_frames,
         "data": {"root": str(config.data.root), "background": config.data.background},
-        "lpips": "vgg" if lpips else None,
+        "lpips": config.objective.lpips_network if lpips else None,
         "baselines": config.data.train if baselines else None,
         "points": str(options.points) if options.points else None,
         "batch": options.batch if config.sampler.feedback_of == "another" else "any",

@@ -15,6 +15,7 @@ from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.geometry import plucker_maps
 from ouroboros3d.interfaces import Reconstructor
 from ouroboros3d.models.lgm_unet import LGMUNet
+from ouroboros3d.models.precision import Float32Conv2d, cast_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,11 +36,16 @@ class LGM(nn.Module, Reconstructor):
         super().__init__()
         self.config, self.rotation = config, rotation
         self.unet = LGMUNet(config)
-        self.conv = nn.Conv2d(14, 14, 1)
+        self.conv = Float32Conv2d(14, 14, 1)
         with torch.no_grad():  # 0.1 softplus(bias) = initial_scale
             self.conv.bias[4:7] += math.log(math.expm1(config.initial_scale / 0.1))
         for name, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(f"_{name}", torch.tensor(value)[:, None, None], persistent=False)
+
+    def to_inference_dtype(self, dtype: torch.dtype) -> LGM:
+        """Casts the weights but for the head's: its rounding would move the Gaussians."""
+        cast_weights(self, dtype, keep=(self.unet.conv_out, self.conv))
+        return self
 
     def input_views(self, views: int) -> list[int]:
         """Indices of the input views among `views`: every (views // 4)-th of them (quirk 16)."""
@@ -67,9 +73,9 @@ class LGM(nn.Module, Reconstructor):
         batch, size = images.shape[0], self.config.input_size
         views = (views * 0.5 + 0.5 - self._mean) / self._std
         views = F.interpolate(views, (size, size), mode="bilinear", align_corners=False)
-        x = torch.cat([views, rays.flatten(0, 1).to(views.dtype)], dim=1).to(self.conv.weight.dtype)
+        x = torch.cat([views, rays.flatten(0, 1).to(views.dtype)], dim=1).to(self.unet.conv_in.weight.dtype)
         c_noise = self._told(c_noise).expand(batch).repeat_interleave(self.config.num_input_views)
-        x = rearrange(self.conv(self.unet(x, c_noise)), "(b v) c h w -> b (v h w) c", b=batch).float()
+        x = rearrange(self.conv(self.unet(x, c_noise)), "(b v) c h w -> b (v h w) c", b=batch)
         if self.config.positions == "ray":
             x = torch.cat([x[..., :3] + self._nearest_points(rays), x[..., 3:]], dim=-1)
         return self.activate(x, None if self.config.colours == "absolute" else self._pixels(images))

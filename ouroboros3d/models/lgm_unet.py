@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ouroboros3d.config.schema import LGMConfig
+from ouroboros3d.models.precision import Float32Conv2d
 
 SKIP_SCALE = math.sqrt(0.5)  # keeps the variance of a sum of two branches
 
@@ -154,7 +155,7 @@ class LGMUNet(nn.Module):
             )
         )
         self.norm_out = nn.GroupNorm(config.groups, up[-1], eps=1e-5)
-        self.conv_out = nn.Conv2d(up[-1], out_channels, 3, padding=1)
+        self.conv_out = Float32Conv2d(up[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """x [BV, 9, s, s]; c_noise [BV] noise level of each view."""

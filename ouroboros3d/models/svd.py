@@ -5,6 +5,7 @@ Shapes: B batch, V views; images in [-1, 1]; latents h = H / 8 at full size.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -19,13 +20,17 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from ouroboros3d.config.loading import as_kwargs
 from ouroboros3d.config.schema import ImageEncoderConfig, TinyDecoderConfig, VAEConfig
 from ouroboros3d.models.norms import set_norm_groups
+from ouroboros3d.models.precision import cast_weights, without_autocast
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class SVDParts(nn.Module):
-    """Encodes and decodes pictures, embeds the condition image. Never trained with the rest."""
+    """Encodes and decodes pictures, embeds the condition image. Never trained with the rest.
+
+    The encoder never runs in half precision where the VAE says `force_upcast`, as SVD's does: it would overflow.
+    """
 
     def __init__(
         self,
@@ -52,11 +57,9 @@ class SVDParts(nn.Module):
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def to_inference_dtype(self, dtype: torch.dtype) -> SVDParts:
-        """Casts the weights; the VAE's encoder stays float32 for float16, which SVD's would overflow."""
-        self.to(dtype)
-        if dtype == torch.float16 and self.vae.config.force_upcast:
-            self.vae.encoder.float()
-            self.vae.quant_conv.float()
+        """Casts the weights, but not those of an encoder that `force_upcast` keeps in float32."""
+        full = self.vae.config.force_upcast
+        cast_weights(self, dtype, keep=(self.vae.encoder, self.vae.quant_conv) if full else ())
         return self
 
     def embed_image(self, image: Tensor) -> Tensor:
@@ -74,7 +77,8 @@ class SVDParts(nn.Module):
 
     def moments(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> mean and standard deviation of the posterior, [B, 2, 4, h, w], unscaled."""
-        posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        with without_autocast(images.device) if self.vae.config.force_upcast else contextlib.nullcontext():
+            posterior = self.vae.encode(images.to(self.vae.encoder.conv_in.weight.dtype)).latent_dist
         return torch.stack([posterior.mean, posterior.std], dim=1)
 
     def scale(self, latents: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def write_state(state: State, path: str | Path, dtype: torch.dtype | None = None
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         if path.suffix == ".safetensors":
-            save_file(state, temporary)
+            save_file(state, temporary, metadata={"format": "pt"})  # which transformers asks for
         else:
             torch.save(state, temporary)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from ouroboros3d.config.schema import TrainConfig
 from ouroboros3d.errors import ConfigError
+
+PATIENCE = timedelta(hours=2)  # with another process, which may be exporting or writing pictures; NCCL's is 10 minutes
 
 
 def set_up_plugins(accelerator: Accelerator, config: TrainConfig) -> bool:

@@ -27,7 +27,7 @@ def prepare_training(models: Models, config: Config) -> None:
 def build_objective(models: Models, config: Config) -> Objective:
     """The joint objective of the parts that are trained; the others are frozen. Raises ConfigError without LPIPS."""
     prepare_training(models, config)
-    lpips = make_lpips() if config.objective.uses_lpips else None
+    lpips = make_lpips(config.objective.lpips_network) if config.objective.uses_lpips else None
     return Objective(models.unet, models.svd, models.lgm, build_renderer(config), config, lpips)
 
 

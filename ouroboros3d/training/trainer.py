@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration, gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -30,7 +30,7 @@ from ouroboros3d.errors import ConfigError, TrainingError
 from ouroboros3d.files import atomic_path, check_writable_dir, staged
 from ouroboros3d.timing import Stopwatch
 from ouroboros3d.training.checkpoints import Checkpoints, run_lock
-from ouroboros3d.training.distributed import set_up_plugins
+from ouroboros3d.training.distributed import PATIENCE, set_up_plugins
 from ouroboros3d.training.optimization import SpikeWatch, learning_rate_factor, make_optimizer
 from ouroboros3d.training.run_log import Means, RunLog
 from ouroboros3d.training.sample_order import StepBatches, Stream
@@ -81,6 +81,7 @@ class Trainer:
         cpu = cpu or not torch.cuda.is_available()
         if cpu and config.mixed_precision == "fp16":  # accelerate would train in fp32 without a word
             raise ConfigError("train.mixed_precision = 'fp16': needs a GPU; a CPU trains in fp32 or bf16")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(config.mixed_precision, config.mixed_precision),
             # Not the bare number, which `accelerate launch` would override from its own file.
@@ -88,6 +89,7 @@ class Trainer:
             log_with=None if config.tracker == "none" else config.tracker,
             project_config=ProjectConfiguration(project_dir=str(self.folder), logging_dir=str(self.folder)),
             cpu=cpu,  # said, or processes on CPUs would not find each other
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         self.sharded = set_up_plugins(self.accelerator, config)
         self.global_batch = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
@@ -111,7 +113,8 @@ class Trainer:
         self.accelerator.register_for_checkpointing(self.schedule)
         self.ema = None
         if config.ema_decay:
-            self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+            average = {"decay": config.ema_decay, "use_ema_warmup": True, "power": 0.75}
+            self.ema = EMAModel(self.parameters, **average, foreach=True)
             self.ema.to(dtype=torch.float32)  # DeepSpeed's weights are half precision, too coarse to average
             self.accelerator.register_for_checkpointing(self.ema)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep, self.accelerator, self.settings)
@@ -353,6 +356,8 @@ class Trainer:
         if "log" in state:  # as it is not in checkpoints of older code
             self.log.restore(state["log"])
             self._watch.restore(state["watch"])
+        if self.ema is not None:  # accelerate loads it on the CPU
+            self.ema.to(self.accelerator.device)
         self.accelerator.step = 0  # counts micro-batches, of which a step may have another number now
         self._set_hyperparameters()
 
