@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,11 +88,12 @@ def build_models(config: ModelConfig) -> Models:
     if pretrained.svd is None:
         vae, image_encoder = make_vae(config.vae), make_image_encoder(config.image_encoder)
     else:
-        vae = from_pretrained(AutoencoderKLTemporalDecoder, pretrained.svd, "vae")
-        image_encoder = from_pretrained(CLIPVisionModelWithProjection, pretrained.svd, "image_encoder")
+        source = pretrained.svd, pretrained.variant
+        vae = from_pretrained(AutoencoderKLTemporalDecoder, "vae", *source)
+        image_encoder = from_pretrained(CLIPVisionModelWithProjection, "image_encoder", *source)
         if not has_checkpoint:
-            source = from_pretrained(UNetSpatioTemporalConditionModel, pretrained.svd, "unet")
-            fit_state(unet.unet, source.state_dict(), f"{pretrained.svd}/unet")
+            trained = from_pretrained(UNetSpatioTemporalConditionModel, "unet", *source)
+            fit_state(unet.unet, trained.state_dict(), f"{pretrained.svd}/unet")
     for path, module in ((pretrained.vae, vae), (pretrained.image_encoder, image_encoder)):
         if path is not None:
             fit_state(module, read_state(path), path)
@@ -119,7 +121,8 @@ def build_reconstructor(config: ModelConfig) -> Reconstructor:
 
 def find_pretrained(pretrained: PretrainedConfig) -> PretrainedConfig:
     """With the relative paths that are not in the working directory looked up in the repository."""
-    return PretrainedConfig(**{k: path if path is None else str(locate(path)) for k, path in vars(pretrained).items()})
+    paths = {k: path if path is None else str(locate(path)) for k, path in vars(pretrained).items()}
+    return PretrainedConfig(**paths | {"variant": pretrained.variant})
 
 
 def _tiny_decoder(pretrained: PretrainedConfig) -> AutoencoderTiny | None:
@@ -128,14 +131,20 @@ def _tiny_decoder(pretrained: PretrainedConfig) -> AutoencoderTiny | None:
     if source is None and pretrained.checkpoint is not None:
         beside = Path(pretrained.checkpoint) / "tiny_decoder"
         source = str(beside) if beside.is_dir() else None
-    return None if source is None else from_pretrained(AutoencoderTiny, source, None, "tiny_decoder").float()
+    return None if source is None else from_pretrained(AutoencoderTiny, None, source, key="tiny_decoder")
 
 
-def from_pretrained(cls: type, source: str, part: str | None, key: str = "svd"):
-    """One part of an SVD folder or hub id, or all of a folder or id that `model.pretrained.<key>` names. Raises
+def from_pretrained(cls: type, part: str | None, source: str, variant: str | None = None, key: str = "svd"):
+    """One part of an SVD folder or hub id, or all of a folder or id that `model.pretrained.<key>` names, in float32:
+    from the files of this variant or, where there are none, from the full ones or those in fp16. Raises
     CheckpointError with the way out."""
     try:
-        return cls.from_pretrained(source, subfolder=part)
+        try:
+            return cls.from_pretrained(source, subfolder=part, variant=variant).float()
+        except (OSError, ValueError):  # what the libraries raise when files of that name are missing
+            with contextlib.suppress(OSError, ValueError):
+                return cls.from_pretrained(source, subfolder=part, variant=None if variant else "fp16").float()
+            raise
     except Exception as error:  # the hub's, safetensors' and the library's own errors have no common base
         reason = one_line(error)
         if Path(source).exists():

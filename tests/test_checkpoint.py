@@ -1,5 +1,6 @@
 """Weights in and out: the release's names, round trips, and one clear line for everything that does not fit."""
 
+import copy
 import gzip
 import json
 import os
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
+from safetensors import safe_open
 from transformers import CLIPVisionModelWithProjection
 
-from ouroboros3d.build import build_models
+from ouroboros3d.build import build_models, from_pretrained
 from ouroboros3d.config.schema import LGMConfig, ModelConfig
 from ouroboros3d.diffusion import euler_schedule
 from ouroboros3d.models import weights as checkpoint
@@ -261,3 +263,36 @@ class TestUnreadable:
             write_state({"a": torch.ones(1)}, tmp_path / f"recon_model{suffix}")
         assert checkpoint.find_weights(tmp_path, "recon_model").suffix == ".safetensors"
         assert checkpoint.find_weights(tmp_path, "mv_model_unet") is None
+
+
+class TestSVDFolder:
+    @pytest.fixture(scope="class")
+    def halves(self, release, tmp_path_factory):
+        """An SVD folder that has files of variant fp16 alone."""
+        folder = tmp_path_factory.mktemp("svd")
+        copy.deepcopy(release.svd.vae).half().save_pretrained(folder / "vae", variant="fp16")
+        copy.deepcopy(release.svd.image_encoder).half().save_pretrained(folder / "image_encoder", variant="fp16")
+        return folder
+
+    @pytest.mark.parametrize("variant", [None, "fp16", "bf16"])
+    def test_the_variant_that_exists_is_found_and_loaded_in_float32(self, release, halves, variant):
+        for part, cls in (("vae", AutoencoderKLTemporalDecoder), ("image_encoder", CLIPVisionModelWithProjection)):
+            if variant == "bf16":  # neither these nor full ones
+                with pytest.raises(CheckpointError, match=f"cannot load '{part}' from this folder") as caught:
+                    from_pretrained(cls, part, str(halves), variant)
+                message(caught)
+                continue
+            loaded = from_pretrained(cls, part, str(halves), variant)
+            for name, value in getattr(release.svd, part).state_dict().items():
+                assert torch.equal(loaded.state_dict()[name], value.half().float()), name
+
+    def test_full_files_serve_where_a_variant_is_missing(self, release, tmp_path):
+        release.svd.vae.save_pretrained(tmp_path / "vae")
+        assert_same(from_pretrained(AutoencoderKLTemporalDecoder, "vae", str(tmp_path), "fp16"), release.svd.vae)
+
+
+def test_exports_say_that_they_are_pytorch_s(release, tmp_path):
+    """transformers 4.46 refuses files that do not."""
+    save_checkpoint(tmp_path, release)
+    with safe_open(tmp_path / "recon_model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}

@@ -52,7 +52,9 @@ def test_full_size_training_is_the_table_s():
     """docs/faithfulness.md, hyperparameter by hyperparameter."""
     config = load_config(CONFIGS / "mv" / "svd_lgm_rgb_ccm_lvis.yaml")
     text = (CONFIGS.parent / "docs" / "faithfulness.md").read_text()
-    rows = re.findall(r"^\| `([a-z_.]+)` \| ([^|]+) \|", text.split("hyperparameter by hyperparameter")[1], re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([a-z_.]+)` \| ([^|]+) \|", text.split("hyperparameter by hyperparameter")[1], re.MULTILINE
+    )
     assert len(rows) > 30
     for key, value in rows:
         assert str(functools.reduce(getattr, key.split("."), config)) == value, key
@@ -78,7 +80,7 @@ def baseline():
     config = load_config(CONFIGS / "baseline.yaml")
     default, fetched = ModelConfig(), []
 
-    def make(_cls, source: str, part: str, _variant: str | None = None):
+    def make(_cls, part: str, source: str, _variant: str | None):
         fetched.append((source, part))
         if part == "vae":
             return make_vae(default.vae)

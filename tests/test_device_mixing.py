@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTensorMode, unset_fake_temporarily
 
-from ouroboros3d import diffusion, sampler
+from ouroboros3d import sampler
 from ouroboros3d.build import Models, build_cameras, build_models
 from ouroboros3d.config.schema import Config
 from ouroboros3d.objective import Objective
@@ -56,20 +57,26 @@ def test_the_simulation_sees_a_tensor_left_on_the_cpu(fake):
         torch.empty(2, device=GPU) + torch.empty(2)
 
 
+class ShapesOfASchedule:
+    """diffusers' scheduler compares sigmas, which have no values here."""
+
+    init_noise_sigma = 1.0
+
+    def __init__(self, steps: int) -> None:
+        self.timesteps, self.sigmas = torch.empty(steps, device=GPU), torch.empty(steps + 1)
+
+    def scale_model_input(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * t
+
+    def step(self, v: Tensor, t: Tensor, x: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(prev_sample=x + v * t, pred_original_sample=x - v)
+
+
 def test_the_loop(fake, make_config, monkeypatch):
     config = make_config({"sampler": {"steps": 2}}, lean=True)
     monkeypatch.setattr(sampler, "_require_finite", lambda *_: None)  # asks for values
     monkeypatch.setattr(Tensor, "item", lambda _self: 1.0)
-    schedule = diffusion.euler_schedule
-
-    def with_values(scheduler, steps, _device):  # diffusers keeps sigmas on the CPU and looks into them
-        with unset_fake_temporarily():
-            made = schedule(scheduler, steps, torch.device("cpu"))
-        made.set_begin_index(0)
-        made.timesteps = torch.empty(steps, device=GPU)
-        return made
-
-    monkeypatch.setattr(sampler.diffusion, "euler_schedule", with_values)
+    monkeypatch.setattr(sampler.diffusion, "euler_schedule", lambda _c, steps, _device: ShapesOfASchedule(steps))
     models = models_on_gpu(config).eval()
     run = Sampler(models.unet, models.svd, models.lgm, _flat_renderer, config.model, config.sampler)
     size, views = config.model.image_size, config.cameras.num_views

@@ -59,6 +59,8 @@ def train(config: Config, cpu: bool = False) -> int:
     from ouroboros3d.training.trainer import Trainer
 
     set_seed(config.train.seed)  # of Python, numpy and torch, all of which checkpoints hold
+    cpu = cpu or not torch.cuda.is_available()
+    check_renderer(config, torch.device("cpu" if cpu else "cuda"))  # compiles at the first use: before anything waits
     dataset, held_out = build_dataset(config, "train"), build_dataset(config, "val")
     check_split(dataset, held_out, config)
     models = build_models(config.model)
@@ -76,7 +78,6 @@ def train(config: Config, cpu: bool = False) -> int:
         settings=config,
         workers=config.data.workers,
     )
-    check_renderer(config, trainer.accelerator.device)
     models.to(trainer.accelerator.device)
     trainer.run()
     if trainer.accelerator.is_main_process and (trainer.folder / "export").is_dir():
