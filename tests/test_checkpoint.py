@@ -5,10 +5,13 @@ import gzip
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 from safetensors import safe_open
 from transformers import CLIPVisionModelWithProjection
@@ -21,6 +24,7 @@ from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.weights import (
     CheckpointError,
+    find_checkpoint,
     fit_state,
     from_release_names,
     load_checkpoint,
@@ -296,3 +300,109 @@ def test_exports_say_that_they_are_pytorch_s(release, tmp_path):
     save_checkpoint(tmp_path, release)
     with safe_open(tmp_path / "recon_model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+class Settings:
+    """Stands for what a training framework pickles beside tensors; unpickling it must run nothing."""
+
+    loaded = False
+
+    def __setstate__(self, state: dict) -> None:
+        Settings.loaded = True
+
+
+class TestWhereWeightsLie:
+    @pytest.fixture
+    def networks(self, release) -> dict[str, torch.Tensor]:
+        """As the objective of a training run names them."""
+        parts = {"unet": release.unet, "lgm": release.lgm}
+        return {f"trained.{n}.{k}": v for n, network in parts.items() for k, v in network.state_dict().items()}
+
+    def loads(self, source: Path | str, release, make_models) -> None:
+        other = make_models(seed=1)
+        load_checkpoint(source, other)
+        assert_same(release.unet, other.unet)
+        assert_same(release.lgm, other.lgm)
+
+    def test_in_the_release_s_lightning_file(self, release, make_models, tmp_path):
+        unet = to_release_names(release.unet.state_dict(), release.unet.config.adapter.res_blocks)
+        state = {f"mv_model.{k}": v for k, v in unet.items()}
+        state |= {f"recon_model.{k}": v for k, v in release.lgm.state_dict().items()}
+        state |= {"lpips_loss.net.weight": torch.ones(2)}  # nothing of ours
+        settings = Settings()
+        settings.values = {"lr": 1e-5}
+        torch.save({"state_dict": state, "hyper_parameters": settings, "epoch": 3}, tmp_path / "last.ckpt")
+        self.loads(tmp_path / "last.ckpt", release, make_models)
+        assert not Settings.loaded
+
+    def test_in_deepspeed_s_folder(self, networks, release, make_models, tmp_path):
+        (tmp_path / "pytorch_model").mkdir()
+        module = {f"module.{k}": v for k, v in networks.items()}
+        torch.save({"module": module, "optimizer": Settings()}, tmp_path / "pytorch_model/mp_rank_00_model_states.pt")
+        self.loads(tmp_path, release, make_models)
+
+    def test_in_fsdp_s_shards(self, networks, release, make_models, tmp_path):
+        torch.distributed.checkpoint.save({"model": networks}, checkpoint_id=tmp_path / "pytorch_model_fsdp_0")
+        self.loads(tmp_path, release, make_models)
+        other = make_models(seed=1)
+        load_trained(tmp_path, other)  # what export --trained calls
+        assert_same(release.lgm, other.lgm)
+
+    def test_in_a_run(self, networks, release, make_models, tmp_path):
+        """export/ where there is one, else the newest checkpoint."""
+        for step in (1, 2):
+            factor = 1.0 if step == 2 else 0.0
+            folder = tmp_path / "checkpoints" / f"step_{step:08d}"
+            write_state({k: v * factor for k, v in networks.items()}, folder / "model.safetensors")
+        self.loads(tmp_path, release, make_models)
+        save_checkpoint(tmp_path / "export", release)
+        assert find_checkpoint(tmp_path) == tmp_path / "export"
+
+    def test_on_the_hub(self, release, make_models, tmp_path, monkeypatch):
+        save_checkpoint(tmp_path, release, ".pth")
+        asked = []
+        hub = SimpleNamespace(snapshot_download=lambda name: asked.append(name) or str(tmp_path))
+        monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+        self.loads("huanngzh/Ouroboros3D-SVD-LGM", release, make_models)
+        assert asked == ["huanngzh/Ouroboros3D-SVD-LGM"]
+
+        def fail(_name):
+            raise OSError("no connection\nand more")
+
+        hub.snapshot_download = fail
+        with pytest.raises(CheckpointError, match=r"the hub did not answer \(no connection\)") as caught:
+            find_checkpoint("owner/model")
+        message(caught)
+
+    def test_a_run_that_trained_one_network_is_refused(self, networks, release, tmp_path):
+        write_state({k: v for k, v in networks.items() if "lgm" in k}, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match="was trained without unet") as caught:
+            load_checkpoint(tmp_path, release)
+        message(caught)
+
+    def test_a_damaged_training_checkpoint_is_one_line(self, release, tmp_path):
+        (tmp_path / "last.ckpt").write_bytes(b"not a checkpoint")
+        with pytest.raises(CheckpointError, match="unreadable or truncated") as caught:
+            load_checkpoint(tmp_path / "last.ckpt", release)
+        message(caught)
+
+
+def test_what_is_loaded_is_built_without_memory_and_has_its_buffers(release, make_config, tmp_path, monkeypatch):
+    """Full-size networks are not initialised at random first; what files do not hold is as always."""
+    save_checkpoint(tmp_path, release, dtype=torch.float16, frozen=True)
+    config = make_config()
+    config.model.pretrained.checkpoint = str(tmp_path)
+    drawn = []
+    original = torch.nn.init.kaiming_uniform_
+    monkeypatch.setattr(
+        "torch.nn.init.kaiming_uniform_", lambda x, *a, **k: drawn.append(x.is_meta) or original(x, *a, **k)
+    )
+    models = build_models(config.model)
+    assert sum(drawn) > 0.8 * len(drawn)
+    for mine, theirs in ((models.unet, release.unet), (models.lgm, release.lgm), (models.svd, release.svd)):
+        buffers = dict(theirs.named_buffers())
+        assert all(torch.equal(b, buffers[name]) for name, b in mine.named_buffers())
+        weights = dict(theirs.named_parameters())
+        for name, parameter in mine.named_parameters():
+            assert parameter.dtype == torch.float32 and torch.equal(parameter, weights[name].half().float()), name
+            assert parameter.requires_grad == weights[name].requires_grad

@@ -29,7 +29,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--config", default=SMALL_CONFIG, help="YAML file (default: configs/small.yaml)")
     add("--ckpt", metavar="FOLDER", help="weights (default: the config's)")
     add("--device", help="cpu, cuda, cuda:<number> or mps (default: what the machine has)")
-    add("--dtype", choices=DTYPE_NAMES, help="default: float32 on a CPU, bf16 on CUDA")
+    add("--dtype", choices=DTYPE_NAMES, help="default: float32 on a CPU, fp16 on CUDA")
     add("--host", default="127.0.0.1", help="address to answer on; 0.0.0.0 is every network (default: %(default)s)")
     add("--port", type=int, default=7860, help="1 to 65535 (default: %(default)s)")
     add("--limit_mb", type=int, default=20, help="largest upload in megabytes (default: %(default)s)")

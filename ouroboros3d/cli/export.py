@@ -7,7 +7,8 @@
 
 `UNetSpatioTemporalConditionModel.from_pretrained("x", subfolder="unet")`, likewise vae, image_encoder and scheduler;
 `model.pretrained.checkpoint=x` here. Adapters and ray encoders are in conditioning/, LGM in lgm/. --trained takes the
-networks from a training checkpoint (model.safetensors, or FSDP2's pytorch_model_fsdp.bin): not its EMA weights.
+networks from a training checkpoint (its folder or file, DDP's, DeepSpeed's, FSDP2's or a Lightning one): not its EMA
+weights.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--layout", choices=("diffusers", "release"), default="diffusers", help="(default: %(default)s)"
     )
-    parser.add_argument("--trained", metavar="FILE", help="weights of a training checkpoint")
+    parser.add_argument("--trained", metavar="PATH", help="a training checkpoint: its folder or file of weights")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     options, overrides = parser.parse_known_args(arguments)
     if options.ckpt is not None:

@@ -55,7 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add(
         *("--ckpt", "--checkpoint"),
         metavar="FOLDER",
-        help="holds mv_model_unet and recon_model, or model_index.json (default: the config's)",
+        help="folder of weights, run of train.py, training checkpoint or hub id (default: the config's)",
     )
     add("--output_dir", "--output", default="outputs", metavar="FOLDER", help="(default: %(default)s)")
     add("--elevation", type=elevation, help="degrees the camera looks down, or auto (default: the config's, 0)")

@@ -25,11 +25,12 @@ class MultiViewUNet(nn.Module):
     `encode_cameras` and `encode_feedback` make the two kinds of residuals, `forward` adds them.
     """
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, unet: UNetSpatioTemporalConditionModel | None = None) -> None:
+        """`unet`: SVD's own from `make_unet`, perhaps without memory for weights that will be loaded."""
         super().__init__()
         config, conventions = model.multiview, model.conventions
         self.config, self.conventions = config, conventions
-        self.unet = make_unet(model)
+        self.unet = make_unet(model) if unet is None else unet
         use_one_key_attention(self.unet)
         widths = list(config.unet.block_out_channels)
         rays = 6 * (2 * config.ray_octaves + 1)

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,19 @@ from torch import Tensor, nn
 from ouroboros3d.errors import UserError, one_line
 from ouroboros3d.files import atomic_path, check_writable_dir, staged
 from ouroboros3d.models.conditioning import silence
+from ouroboros3d.models.pickles import load_shards, load_tensors
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
+# Files of a training checkpoint: accelerate's, FSDP2's, and what DeepSpeed leaves, rounded to its half precision.
+TRAINED = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model_fsdp.bin",
+    "pytorch_model/mp_rank_00_model_states.pt",
+    "checkpoint/mp_rank_00_model_states.pt",
+)
+PREFIXES = {"unet": ("trained.unet.", "mv_model."), "lgm": ("trained.lgm.", "recon_model.")}  # ours, the release's
 State = dict[str, Tensor]
 _log = logging.getLogger(__name__)
 
@@ -94,7 +105,11 @@ def fit_state(module: nn.Module, state: State, source: str | Path, may_miss: str
         raise CheckpointError(
             f"{source}: does not fit the configured model: {'; '.join(problems)}; is it the right --config?"
         )
-    module.load_state_dict(state, strict=False)
+    if any(parameter.is_meta for parameter in module.parameters()):  # built without memory: takes these tensors
+        state = {k: v.to(own[k].dtype) if k in own else v for k, v in state.items()}
+        module.load_state_dict(state, strict=False, assign=True)
+    else:
+        module.load_state_dict(state, strict=False)
 
 
 def to_release_names(state: State, res_blocks: int) -> State:
@@ -124,11 +139,43 @@ def from_release_names(state: State, res_blocks: int) -> State:
     return {rename(k): v for k, v in state.items()}
 
 
-def load_checkpoint(folder: str | Path, models) -> None:
-    """Loads a checkpoint folder into `build.Models`, strictly; `vae` and `image_encoder` where the folder has them."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such checkpoint folder (it holds mv_model_unet and recon_model)")
+def find_checkpoint(source: str | Path) -> Path:
+    """The weights that `source` names: a folder of them, a run's folder (its export/, best/ or newest checkpoint), a
+    training checkpoint, a Lightning file, or a hub id such as huanngzh/Ouroboros3D-SVD-LGM, which is fetched.
+    Raises CheckpointError."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        if isinstance(source, Path) or source.startswith(("/", ".", "~")) or source.count("/") != 1:
+            raise CheckpointError(f"{source}: no such checkpoint folder, and not a hub id such as owner/model")
+        return _fetch(source)
+    steps = sorted(path.glob("checkpoints/step_*"), reverse=True)
+    for folder in (path, path / "export", path / "best", *steps):
+        if (folder / "model_index.json").is_file() or find_weights(folder, "mv_model_unet") or find_trained(folder):
+            return folder
+    return path
+
+
+def _fetch(name: str) -> Path:
+    """The local copy of a hub repository."""
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name))
+    except Exception as error:  # the hub's errors have no common useful base
+        raise CheckpointError(
+            f"{name}: no such folder, and the hub did not answer ({_first_line(error)}); a downloaded folder works too"
+        ) from error
+
+
+def load_checkpoint(source: str | Path, models) -> None:
+    """Loads what `find_checkpoint` finds into `build.Models`, strictly; `vae` and `image_encoder` where they are
+    there."""
+    folder = find_checkpoint(source)
+    if (trained := folder if folder.is_file() else find_trained(folder)) is not None:
+        load_trained(trained, models, ("unet", "lgm"))
+        return
     if (folder / "model_index.json").is_file():
         for name, part in _diffusers_parts(models).items():
             path = find_weights(folder, name)
@@ -266,17 +313,51 @@ def _with_new_adapters(state: State, unet, source: str | Path) -> State:
     return state
 
 
-def load_trained(path: str | Path, models) -> None:
-    """The trained networks of a training checkpoint (objective.Objective's state) into `build.Models`, strictly."""
-    state = read_state(path)
-    networks = {"unet": models.unet, "lgm": models.lgm}
-    for name, network in networks.items():
-        prefix = f"trained.{name}."
-        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if own:
-            fit_state(network, own, path)
-    if not any(key.startswith(tuple(f"trained.{name}." for name in networks)) for key in state):
+def find_trained(folder: Path) -> Path | None:
+    """The networks' weights in a training checkpoint: a file, or the folder of FSDP2's shards."""
+    shards = folder / "pytorch_model_fsdp_0"
+    known = [shards] if (shards / ".metadata").is_file() else []
+    return next(iter(known + [path for name in TRAINED if (path := folder / name).is_file()]), None)
+
+
+def load_trained(path: str | Path, models, wanted: Sequence[str] = ()) -> None:
+    """The networks of a training checkpoint into `build.Models`, strictly: ours (a file, or a folder of any sharding)
+    or the release's Lightning file. Those `wanted` must be in it. Raises CheckpointError."""
+    path = Path(path)
+    path = (find_trained(path) or path) if path.is_dir() else path
+    state, found = _read_trained(path), []
+    for name, network in (("unet", models.unet), ("lgm", models.lgm)):
+        for prefix in PREFIXES[name]:
+            own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            if prefix == "mv_model.":
+                own = from_release_names(own, network.config.adapter.res_blocks)
+            if own:
+                fit_state(network, own, path)
+                found.append(name)
+    if not found:
         raise CheckpointError(f"{path}: not the weights of a training checkpoint; weights of a folder go to --ckpt")
+    if missing := set(wanted) - set(found):
+        raise CheckpointError(
+            f"{path}: was trained without {', '.join(sorted(missing))}, whose weights lie elsewhere; make a whole "
+            "model with scripts/export.py --config <run>/config.yaml --trained"
+        )
+
+
+def _read_trained(path: Path) -> State:
+    """The state in a training checkpoint, without what frameworks wrap around it."""
+    if path.suffix == ".safetensors":
+        return read_state(path)
+    try:
+        state = load_shards(path) if path.is_dir() else load_tensors(path)
+    except Exception as error:  # zip's, pickle's and torch's own
+        raise CheckpointError(f"{path}: unreadable or truncated ({_first_line(error)})") from error
+    for wrapper in ("state_dict", "module", "model"):  # Lightning's, DeepSpeed's, FSDP2's
+        inner = state.get(wrapper) if isinstance(state, dict) else None
+        state = inner if isinstance(inner, dict) else state
+    tensors = (
+        {key: value for key, value in state.items() if isinstance(value, Tensor)} if isinstance(state, dict) else {}
+    )
+    return {re.sub(r"^(_forward_module\.|module\.)+", "", key): value for key, value in tensors.items()}
 
 
 def load_lgm(path: str | Path, lgm: nn.Module) -> None:
