@@ -340,9 +340,7 @@ class Ouroboros3DPipeline:
 
     def batch_size(self, pictures: int) -> int:
         """How many of so many pictures run together: one where the release's conventions would mix them."""
-        conventions = self.config.model.conventions
-        mixes = conventions.temporal_context == "release" or conventions.decode_chunk > 0
-        return 1 if mixes else max(1, pictures)
+        return 1 if self.config.model.conventions.mix_samples else max(1, pictures)
 
     def object3d(
         self,

@@ -281,6 +281,19 @@ def test_ema_goes_to_the_device_after_a_resume(tmp_path, monkeypatch):
     assert moved == [trainer.accelerator.device]
 
 
+def test_every_process_validates(tmp_path):
+    """Were one to do it alone, NCCL would give the others up after ten minutes."""
+
+    def work() -> None:
+        trainer = make(tmp_path, validate_every=1, steps=1, batch_size=1)
+        rank = trainer.accelerator.process_index
+        trainer.validate = lambda: (tmp_path / f"seen_by_{rank}").touch() or ({"score": 1.0}, {})
+        trainer.run()
+
+    assert in_two_processes(work) == [0, 0]
+    assert {p.name for p in tmp_path.glob("seen_by_*")} == {"seen_by_0", "seen_by_1"}
+
+
 def test_ema_is_what_validation_and_export_see(tmp_path):
     seen = {}
     trainer = make(tmp_path, ema_decay=0.5, steps=4)

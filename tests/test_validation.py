@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ouroboros3d.cameras import orbit
+from ouroboros3d.data.batch import OrbitBatch
+from ouroboros3d.evaluation import validation as module
 from ouroboros3d.evaluation.validation import Validation, tilts
 from ouroboros3d.feedback import coordinates_map
 from ouroboros3d.rendering import render
@@ -35,7 +39,7 @@ def test_pictures_hold_truth_views_renders_and_coordinates(validation):
     values, pictures = validation()
     assert list(pictures) == ["lgm", "lgm_turntable", "loop", "loop_turntable"]
     assert {"lgm_input_psnr", "lgm_unseen_psnr", "views_psnr", "render_psnr", "delta_psnr"} <= set(values)
-    batch, table = validation.batch, pictures["lgm"]
+    batch, table = OrbitBatch.collate(validation.items), pictures["lgm"]
     with torch.no_grad():
         gaussians = validation.models.lgm(batch.images, batch.cameras, torch.zeros(()))
         rendering = render(gaussians, batch.cameras, 32)
@@ -47,7 +51,7 @@ def test_pictures_hold_truth_views_renders_and_coordinates(validation):
 
 
 def test_turntables_turn_each_object_about_its_own_axis(validation):
-    batch, frames = validation.batch, validation()[1]["lgm_turntable"]
+    batch, frames = OrbitBatch.collate(validation.items), validation()[1]["lgm_turntable"]
     assert len(frames) == 36 and frames[0].shape == (32, 2 * 32, 3)
     with torch.no_grad():
         gaussians = validation.models.lgm(batch.images, batch.cameras, torch.zeros(()))
@@ -58,3 +62,25 @@ def test_turntables_turn_each_object_about_its_own_axis(validation):
 def test_the_lean_of_an_orbit_is_its_elevation():
     for elevation in (-5.0, 0.0, 30.0):
         assert tilts(orbit([20.0 * k for k in range(8)], elevation)) == [pytest.approx(elevation, abs=1e-3)]
+
+
+def test_processes_share_the_objects_and_agree_on_the_result(validation, monkeypatch):
+    """What each of two processes would gather is what one process says."""
+    alone, pictures = validation()
+    shares: list[list] = []
+
+    def look(rank: int) -> None:
+        monkeypatch.setattr(module, "PartialState", lambda: SimpleNamespace(num_processes=2, process_index=rank))
+        monkeypatch.setattr(module, "gather_object", lambda own: shares.append(own) or own)
+        validation()
+
+    for rank in (0, 1):
+        look(rank)
+    assert [len(share) for share in shares] == [1, 1]
+    monkeypatch.setattr(module, "gather_object", lambda _own: shares[0] + shares[1])
+    together, table = validation()
+    assert together == pytest.approx(alone, rel=1e-4)
+    assert table["lgm"].size == pictures["lgm"].size and len(table["lgm_turntable"]) == 36
+    # More processes than objects: one has nothing to look at and still takes part.
+    monkeypatch.setattr(module, "PartialState", lambda: SimpleNamespace(num_processes=3, process_index=2))
+    assert validation()[0] == pytest.approx(alone, rel=1e-4)

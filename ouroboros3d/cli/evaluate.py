@@ -50,10 +50,11 @@ def main(arguments: list[str]) -> None:
     from ouroboros3d.devices import inference_dtype, pick_device
     from ouroboros3d.evaluation.evaluator import Options, evaluate
     from ouroboros3d.evaluation.score_tables import above_repeat, compare, read_rows, summarise, table_text
+    from ouroboros3d.training.distributed import PATIENCE
 
     others = read_rows(options.compare) if options.compare else None  # bad input shows before the work
     where = pick_device(options.device)
-    state = PartialState(cpu=where.type == "cpu")
+    state = PartialState(cpu=where.type == "cpu", timeout=PATIENCE)
     where = state.device if where.type == "cuda" and state.num_processes > 1 else where
     check_renderer(config, where)
     auto = "float32" if config.sampler.dtype == "auto" else config.sampler.dtype

@@ -148,6 +148,11 @@ class ConventionsConfig:
     time_id: Quirk = "release"  # the first sample's | each sample's, in training: quirk 21
     clip_training_image: Literal["noised", "clean"] = "noised"  # quirk 21
 
+    @property
+    def mix_samples(self) -> bool:
+        """Whether sampling lets the samples of a batch influence each other."""
+        return self.temporal_context == "release" or self.decode_chunk > 0
+
 
 @dataclass
 class PretrainedConfig:

@@ -177,8 +177,7 @@ def choose_orbits(objects: Sequence[str], count: int = 0, every_orbit: bool = Fa
 
 def batch_size(config: Config, asked: int) -> int:
     """1 where the conventions mix the samples of a batch (the release's context order and decoding in chunks)."""
-    conventions = config.model.conventions
-    mixes = conventions.temporal_context == "release" or conventions.decode_chunk > 0
+    mixes = config.model.conventions.mix_samples
     if config.sampler.feedback_of == "another":
         if mixes:
             raise ConfigError(

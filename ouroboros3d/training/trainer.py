@@ -285,21 +285,22 @@ class Trainer:
             self.ema.restore(self.parameters)
 
     def _validate(self) -> None:
-        """Scores and pictures, by the main process. A new best one is exported to best/ and its checkpoint kept."""
+        """Scores and pictures, each process taking its share. A new best one is exported to best/ and its checkpoint
+        kept."""
         if self.validate is None or self.sharded:
             return
         improved = False
-        if self.accelerator.is_main_process:
-            with self._ema_weights():
-                self._unwrapped.eval()
-                values, pictures = self.validate()
-                self._unwrapped.train()
+        with self._ema_weights():
+            self._unwrapped.eval()
+            values, pictures = self.validate()
+            self._unwrapped.train()
+            if self.accelerator.is_main_process:
                 improved = self._is_best(values)
                 if improved and self.export is not None:
                     with staged(check_writable_dir(self.folder / "best")) as folder:
                         self.export(folder)
                         (folder / "validation.json").write_text(json.dumps({"step": self.step, **values}, indent=1))
-            self.log.validation(self.step, values, pictures)
+                self.log.validation(self.step, values, pictures)
         if self._agree({"improved": float(improved)})["improved"] > 0:
             self.save()
 
