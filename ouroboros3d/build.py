@@ -20,6 +20,7 @@ from ouroboros3d.files import locate
 from ouroboros3d.interfaces import Reconstructor, Renderer
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet, make_unet
+from ouroboros3d.models.offload import offload as offload_networks
 from ouroboros3d.models.precision import cast_weights
 from ouroboros3d.models.svd import SVDParts, make_image_encoder, make_vae
 from ouroboros3d.models.weights import (
@@ -62,12 +63,17 @@ class Models:
     def device(self) -> torch.device:
         return next(self.lgm.parameters()).device
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Models:
-        """Moves and, for inference, casts the networks; training keeps float32 weights under autocast."""
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None, offload: bool = False) -> Models:
+        """Moves and, for inference, casts the networks; training keeps float32 weights under autocast. With `offload`
+        a network moves to the device while it works, and waits on the CPU."""
         if dtype is not None:
             cast_weights(self.unet, dtype)
             self.lgm.to_inference_dtype(dtype)
             self.svd.to_inference_dtype(dtype)
+        if offload:
+            offload_networks((self.unet, self.lgm, self.svd.vae, self.svd.image_encoder), torch.device(device))
+            self.svd._buffers |= {name: buffer.to(device) for name, buffer in self.svd._buffers.items()}
+            return self
         for module in (self.unet, self.lgm, self.svd):
             module.to(device)
         return self

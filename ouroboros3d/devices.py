@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import shutil
 from typing import TYPE_CHECKING
 
 from ouroboros3d.errors import UserError
@@ -29,12 +32,15 @@ def pick_device(name: str | torch.device | None) -> torch.device:
         check_device_name(str(name))
     import torch
 
+    if name is None and not torch.cuda.is_available():
+        refuse_old_driver()
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError(f"--device {name}: this machine or this build of torch has no MPS; use --device cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
+        refuse_old_driver()
         raise DeviceError(f"--device {name}: this machine or this build of torch has no CUDA; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
@@ -58,3 +64,33 @@ def _multiplies_bf16() -> bool:
 
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def refuse_old_driver() -> None:
+    """Where a GPU is there and its driver is too old for this torch, which would go on with the CPU. Raises
+    DeviceError."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except Exception as error:  # torch's own says what is wrong, in several lines
+        if "too old" not in str(error):
+            return
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise DeviceError(
+            f"{reason}: torch {torch.__version__} wants CUDA {torch.version.cuda}; update the driver, install a torch "
+            "built for an older CUDA (https://pytorch.org/get-started/locally), or use --device cpu"
+        ) from error
+
+
+def check_shared_memory(wanted: int, path: str = "/dev/shm") -> None:
+    """Refuses data workers whose batches do not fit into shared memory, where they would die with a bus error.
+    Raises DeviceError."""
+    if not os.path.isdir(path):
+        return
+    free = shutil.disk_usage(path).free
+    if wanted > free:
+        raise DeviceError(
+            f"{path} has {free / 2**20:.0f} MiB free and the data workers need {wanted / 2**20:.0f}: start the "
+            f"container with --ipc=host or --shm-size={math.ceil(wanted / 2**30) + 1}g, or set data.workers lower or 0"
+        )

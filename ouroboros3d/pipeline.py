@@ -48,6 +48,7 @@ from ouroboros3d.inference.candidates import SHARE, Candidate, candidates, eleva
 from ouroboros3d.inference.photo import load_condition_image
 from ouroboros3d.interfaces import Renderer, Rendering
 from ouroboros3d.models.weights import CheckpointError, save_checkpoint, save_diffusers
+from ouroboros3d.needs import announce, is_large
 from ouroboros3d.sampler import SamplerStep
 from ouroboros3d.visualize import shrink, to_uint8
 
@@ -140,6 +141,8 @@ class Ouroboros3DPipeline:
         if config.model.pretrained.checkpoint is None:
             raise ConfigError("model.pretrained.checkpoint is not set: name a checkpoint folder with --ckpt")
         check_renderer(config, device)
+        if is_large(config) and device.type != "mps":
+            print(announce(config, device, dtype), file=sys.stderr)
         return cls(build_models(config.model).to("cpu", dtype), config, device)
 
     @classmethod
@@ -194,7 +197,8 @@ class Ouroboros3DPipeline:
             self.device = pick_device(device)
             check_renderer(self.config, self.device)
         with _gpu_memory():
-            self.models.to(self.device, dtypes[-1] if dtypes else None)
+            offload = self.config.sampler.offload and self.device.type != "cpu"
+            self.models.to(self.device, dtypes[-1] if dtypes else None, offload)
         renderer = build_renderer(self.config)
         self.sampler.renderer = _on_cpu(renderer) if self.device.type == "mps" else renderer
         return self
@@ -469,6 +473,7 @@ def _gpu_memory() -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise DeviceError(
-            "the GPU's memory is too small, or in use by others; --dtype bf16 needs half of float32's, "
-            "--device cpu none"
+            "the GPU's memory is too small, or in use by others: sampler.offload=true keeps one network at a time "
+            "there, model.conventions.decode_chunk=2 decodes fewer frames at once, --dtype fp16 needs half of "
+            "float32's, --device cpu none"
         ) from error

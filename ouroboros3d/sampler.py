@@ -296,7 +296,7 @@ class FiniteWatch:
         if not all(finite):
             raise NumericalError(
                 f"NaN or infinity in the {self._where[finite.index(False)]}: the weights are damaged, do not match "
-                "the config, or overflow the precision (try --dtype float32)"
+                "the config, or overflow the precision (try --dtype bf16 instead of fp16, or float32)"
             )
 
 

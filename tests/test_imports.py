@@ -17,6 +17,7 @@ LAYERS = [
     {"data", "export", "sampler"},
     {"build", "datagen", "objective"},  # build: the composition root
     {"inference"},
+    {"needs"},
     {"pipeline"},
     {"evaluation"},
     {"training"},

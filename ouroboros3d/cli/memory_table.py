@@ -1,10 +1,11 @@
 """Prints the memory a process needs to train, for DDP, DeepSpeed ZeRO-2 and FSDP2, as a Markdown table.
 
     python scripts/memory_table.py --config configs/mv/svd_lgm_rgb_ccm_lvis.yaml --processes 8
+    python scripts/memory_table.py --inference    # of the loop, per option
     python scripts/memory_table.py --measure      # on a GPU: a real joint step next to its estimate
 
-Nothing is allocated: ouroboros3d/plan.py follows one joint step of the whole model on tensors without values and says
-how each column is counted.
+Nothing is allocated: one joint step of the whole model is followed on tensors without values (training/dry_run.py,
+needs.py; docs/training.md says how each column is counted).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from ouroboros3d.build import build_models
 from ouroboros3d.config.loading import load_config
 from ouroboros3d.config.schema import Config, PretrainedConfig
 from ouroboros3d.errors import ConfigError
+from ouroboros3d.needs import GIB, loop_bytes, loop_stages, smallest_card
 from ouroboros3d.training.dry_run import (
-    GIB,
     STRATEGIES,
     activation_bytes,
     blank_batch,
@@ -37,10 +38,13 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/mv/svd_lgm_rgb_ccm_lvis.yaml", help="(default: %(default)s)")
     parser.add_argument("--processes", type=int, default=8, help="(default: %(default)s)")
+    parser.add_argument("--inference", action="store_true", help="of the loop, per option, instead of training")
     parser.add_argument("--measure", action="store_true", help="run one real step of the configuration on the GPU")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(options.config, overrides)
-    if options.measure:
+    if options.inference:
+        print(inference_table(config))
+    elif options.measure:
         measure(config)
     else:
         print(table(config, options.processes))
@@ -81,6 +85,23 @@ def table(config: Config, processes: int) -> str:
         numbers += ["none", "none"] if strategy == "fsdp2" else extras  # distributed.py refuses both
         where = [NAMES[strategy], precision, "yes" if checkpointing else "no"]
         lines.append(f"| {' | '.join([*where, *numbers])} |")
+    return "\n".join(lines)
+
+
+def inference_table(config: Config) -> str:
+    """GiB of the loop on one GPU for one picture: a row per precision and option."""
+    lines = ["| precision | option | weights | working | most at once | card |", "|---" * 6 + "|"]
+    for name, dtype in (("float32", torch.float32), ("fp16, bf16", torch.float16)):
+        for chunk in (config.model.conventions.decode_chunk, 2):
+            conventions = replace(config.model.conventions, decode_chunk=chunk)
+            stages = loop_stages(replace(config, model=replace(config.model, conventions=conventions)), dtype)
+            for offload in (False, True):
+                words = [f"`decode_chunk={chunk}`"] * (chunk == 2) + ["`offload`"] * offload
+                most = loop_bytes(stages, offload)
+                working = max(stage.working for stage in stages.values())
+                weights = max(s.weights for s in stages.values()) if offload else most - working
+                numbers = " | ".join(f"{x / GIB:.1f}" for x in (weights, working, most))
+                lines.append(f"| {name} | {', '.join(words) or 'none'} | {numbers} | {smallest_card(most)} |")
     return "\n".join(lines)
 
 

@@ -9,10 +9,12 @@ Writes checkpoints/, validation/, metrics.jsonl, export/ and best/ (weights for 
 
 from __future__ import annotations
 
+import os
+
 from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
 from ouroboros3d.config.loading import load_config
 from ouroboros3d.config.schema import Config
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import TrainingError, UserError
 from ouroboros3d.files import check_writable_dir
 
 
@@ -52,15 +54,17 @@ def train(config: Config, cpu: bool = False) -> int:
     from accelerate.utils import set_seed
 
     from ouroboros3d.build import build_models, check_renderer
-    from ouroboros3d.data.splits import build_dataset, check_split
+    from ouroboros3d.data.splits import build_dataset, check_split, worker_bytes
+    from ouroboros3d.devices import check_shared_memory, pick_device
     from ouroboros3d.evaluation.validation import Validation
     from ouroboros3d.models.weights import save_checkpoint
     from ouroboros3d.training.setup import build_objective, compile_networks
     from ouroboros3d.training.trainer import Trainer
 
     set_seed(config.train.seed)  # of Python, numpy and torch, all of which checkpoints hold
-    cpu = cpu or not torch.cuda.is_available()
-    check_renderer(config, torch.device("cpu" if cpu else "cuda"))  # compiles at the first use: before anything waits
+    device = pick_device("cpu" if cpu else None)
+    check_renderer(config, device)  # compiles at the first use: before anything waits
+    check_shared_memory(worker_bytes(config) * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     dataset, held_out = build_dataset(config, "train"), build_dataset(config, "val")
     check_split(dataset, held_out, config)
     models = build_models(config.model)
@@ -74,12 +78,19 @@ def train(config: Config, cpu: bool = False) -> int:
         config.train,
         validate=Validation(models, config, held_out),
         export=lambda folder: save_checkpoint(folder, models, dtype=torch.float16, frozen=own_parts),
-        cpu=cpu,
+        cpu=device.type == "cpu",
         settings=config,
         workers=config.data.workers,
     )
     models.to(trainer.accelerator.device)
-    trainer.run()
+    try:
+        trainer.run()
+    except torch.cuda.OutOfMemoryError as error:
+        raise TrainingError(
+            "the GPU's memory is too small: lower train.batch_size (and raise train.gradient_accumulation), set "
+            "train.gradient_checkpointing=true, or launch with configs/accelerate/deepspeed_zero2.yaml; --dry_run says "
+            "what fits"
+        ) from error
     if trainer.accelerator.is_main_process and (trainer.folder / "export").is_dir():
         print(f"weights: {trainer.folder / 'export'}; try them with")
         print(

@@ -207,6 +207,7 @@ class SamplerConfig:
     dtype: Literal["auto", "half", "float32", "bf16", "fp16"] = "auto"  # see devices.inference_dtype
     compile: bool = False  # torch.compile of U-Net and decoder, by CUDA graphs on CUDA
     noise_augmentation: float = _number(0.02, ge=0)  # noise on the condition image before the VAE
+    offload: bool = False  # networks wait in the CPU's memory and move to the GPU while they work: for 8 GB cards
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
 

@@ -29,3 +29,10 @@ def check_split(train: OrbitDataset, val: OrbitDataset, config: Config) -> None:
             f"data.val = {config.data.val}: {len(shared)} of its {len(val)} objects are in data.train = "
             f"{config.data.train} too ({some}); take them out of one of the lists"
         )
+
+
+def worker_bytes(config: Config) -> int:
+    """Of shared memory that one process's data workers fill: two batches each, pictures with alpha in float32."""
+    views = config.cameras.num_views + config.objective.extra_views
+    sample = views * 4 * config.model.image_size**2 * 4
+    return config.data.workers * 2 * config.train.batch_size * sample

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from ouroboros3d.cameras import Cameras
@@ -47,6 +48,7 @@ class MultiViewUNet(nn.Module):
                 if name.rpartition(".")[0].endswith("temporal_transformer_blocks"):
                     block.register_forward_pre_hook(self._context_order, with_kwargs=True)
 
+    @apply_forward_hook
     def encode_cameras(self, cameras: Cameras, size: int) -> Residuals:
         """Ray features of every block for latents of `size` pixels; once per sampling run.
 
@@ -65,6 +67,7 @@ class MultiViewUNet(nn.Module):
             up=[encoder(rays[s]) for encoder, s in zip(self.up_plucker, reversed(sizes), strict=True)],
         )
 
+    @apply_forward_hook
     def encode_feedback(self, feedback: Feedback | None) -> Residuals:
         """Adapter features of the maps [B, V, 3, H, W] in [0, 1]; once per step. `None` adds nothing at all.
 

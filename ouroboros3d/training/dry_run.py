@@ -6,32 +6,29 @@ model is followed on them in seconds, forward and backward, counting the bytes o
 
 from __future__ import annotations
 
-import copy
 import os
-import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from ouroboros3d.build import Models, build_models, find_pretrained
+from ouroboros3d.build import find_pretrained
 from ouroboros3d.cameras import Cameras, orbit
-from ouroboros3d.config.schema import Config, PretrainedConfig
+from ouroboros3d.config.schema import Config
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.orbits import OrbitDataset
 from ouroboros3d.data.splits import build_dataset, check_split
 from ouroboros3d.errors import UserError
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.interfaces import Rendering
+from ouroboros3d.models.precision import without_autocast
+from ouroboros3d.needs import GIB, USABLE, AliveBytes, bare_models, cast_fakes, smallest_card
 from ouroboros3d.objective import Objective
 from ouroboros3d.training.checkpoints import newest_first
 from ouroboros3d.training.setup import prepare_training
 
-GIB = 2**30
 STRATEGIES = ("ddp", "zero2", "fsdp2")
 BUCKET = 500_000_000  # elements that DeepSpeed reduces at once, its default
 EIGHT_BIT_STATE = 1 + 4 / 256  # bytes of a number in bitsandbytes' states: itself and a float32 scale for each 256
@@ -72,7 +69,7 @@ class Memory:
 def count_parameters(config: Config) -> Parameters:
     """Without memory and without weights."""
     with torch.device("meta"):
-        models = _bare_models(config)
+        models = bare_models(config)
     prepare_training(models, config)
     everything = {name: list(part.parameters()) for name, part in models.parts.items()}
     return Parameters(
@@ -113,16 +110,16 @@ def activation_bytes(config: Config, half_weights: bool = False) -> int:
 
     With `mixed_precision`, as CUDA's autocast has it: matrix products in half precision, normalisations in float32.
     `half_weights` instead: networks cast as a whole, as DeepSpeed does. A step with feedback is followed. Stand-ins
-    take the places of LPIPS (VGG's layers) and of the renderer, whose own needs are not counted.
+    take the places of LPIPS (its network's layers) and of the renderer, whose own needs are not counted.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        models = _bare_models(config)
+        models = bare_models(config)
         prepare_training(models, config)
         half = config.train.mixed_precision != "fp32"
         if half and half_weights:
-            _halve(models.unet)
-            _halve(models.lgm)
-        lpips = _VGG() if config.objective.uses_lpips else None
+            cast_fakes(models.unet, torch.bfloat16)
+            cast_fakes(models.lgm, torch.bfloat16)
+        lpips = _LpipsLayers(config.objective.lpips_network) if config.objective.uses_lpips else None
         with unset_fake_temporarily():  # it reads the sampler's noise levels
             objective = Objective(models.unet, models.svd, models.lgm, _flat_renderer, config, lpips)
         if half and not half_weights:
@@ -143,35 +140,6 @@ def follow_step(objective: Objective, batch: OrbitBatch, autocast: bool = False)
             total = objective(batch, draws)["total"]
         total.backward()
     return alive.peak
-
-
-class AliveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made inside of it that are alive: `now`, and `peak` for the most there were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: weakref.WeakSet = weakref.WeakSet()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
-                self._known.add(storage)
-                self._change(storage.nbytes())
-                weakref.finalize(storage, self._change, -storage.nbytes())
-        return result
-
-    def _change(self, count: int) -> None:
-        self.now += count
-        self.peak = max(self.peak, self.now)
-
-
-def _bare_models(config: Config) -> Models:
-    """Of the configured dimensions, whatever weights are configured."""
-    bare = copy.copy(config.model)
-    bare.pretrained = PretrainedConfig()
-    return build_models(bare)
 
 
 def blank_batch(config: Config) -> OrbitBatch:
@@ -196,28 +164,39 @@ def _flat_renderer(gaussians: Gaussians, cameras: Cameras, size: int, background
     return Rendering(image, image[:, :, :1], image[:, :, 1:2])
 
 
-class _VGG(nn.Module):
-    """VGG-16's convolutions and a distance after each level: what LPIPS keeps for the gradient."""
+# Convolutions (channels out, kernel, stride, padding) of LPIPS's networks by the levels it compares.
+LPIPS_LAYERS = {
+    "alex": [[(64, 11, 4, 2)], [(192, 5, 1, 2)], [(384, 3, 1, 1)], [(256, 3, 1, 1)], [(256, 3, 1, 1)]],
+    "vgg": [[(width, 3, 1, 1)] * count for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))],
+}
+POOLED = {"alex": (1, 2), "vgg": (1, 2, 3, 4)}  # levels that start with a pooling
 
-    def __init__(self) -> None:
+
+class _LpipsLayers(nn.Module):
+    """The network's convolutions and a distance after each level: what LPIPS keeps for the gradient."""
+
+    def __init__(self, network: str) -> None:
         super().__init__()
-        widths = [3, 64, 128, 256, 512, 512]
-        self.levels = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(widths[i] if j == 0 else w, w, 3, padding=1) for j in range(2 if i < 2 else 3))
-            for i, w in enumerate(widths[1:])
-        )
+        self.pooled, self.levels, width = POOLED[network], nn.ModuleList(), 3
+        for layers in LPIPS_LAYERS[network]:
+            level = nn.ModuleList()
+            for out, kernel, stride, padding in layers:
+                level.append(nn.Conv2d(width, out, kernel, stride, padding))
+                width = out
+            self.levels.append(level)
         self.requires_grad_(False)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         total = prediction.new_zeros(())
-        pictures = [prediction, target]
-        for index, level in enumerate(self.levels):
-            if index:
-                pictures = [nn.functional.max_pool2d(x, 2) for x in pictures]
-            for convolution in level:
-                pictures = [convolution(x).relu() for x in pictures]
-            one, other = (nn.functional.normalize(x, dim=1) for x in pictures)
-            total = total + ((one - other) ** 2).mean()
+        pictures = [prediction.float(), target.float()]
+        with without_autocast(prediction.device):
+            for index, level in enumerate(self.levels):
+                if index in self.pooled:
+                    pictures = [nn.functional.max_pool2d(x, 2) for x in pictures]
+                for convolution in level:
+                    pictures = [convolution(x).relu() for x in pictures]
+                one, other = (nn.functional.normalize(x, dim=1) for x in pictures)
+                total = total + ((one - other) ** 2).mean()
         return total
 
 
@@ -225,15 +204,6 @@ def _normalise_in_float32(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.register_forward_pre_hook(lambda _module, args: (args[0].float(), *args[1:]))
-
-
-def _halve(network: nn.Module) -> None:
-    """`network.bfloat16()`, which tensors without values refuse."""
-    for module in network.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                half = nn.Parameter(parameter.detach().bfloat16(), parameter.requires_grad)
-                module._parameters[name] = half
 
 
 def _drop_gradient(parameter: Tensor) -> None:
@@ -257,8 +227,10 @@ def describe(config: Config, processes: int | None = None) -> tuple[str, list[st
     if 0 < objects < samples:
         problems.append(f"{samples} samples a step, and the training set has {objects}")
     problems = list(dict.fromkeys(problems))
+    strategy = announced_strategy()
     limit = f", or {train.time_budget} of training" if train.time_budget else ""
-    memory = estimate_memory(config, parameters, activation_bytes(config), "ddp", processes)
+    memory = estimate_memory(config, parameters, activation_bytes(config), strategy, processes)
+    problems += _does_not_fit(memory.total)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in vars(memory).items() if size)
     for key in ("lgm", "vae", "image_encoder", "unet", "checkpoint"):
         path = getattr(find_pretrained(config.model.pretrained), key)
@@ -270,12 +242,33 @@ def describe(config: Config, processes: int | None = None) -> tuple[str, list[st
         f"batch       {train.batch_size} a process x {train.gradient_accumulation} accumulated x {processes} processes"
         f" = {samples} samples a step",
         f"steps       {train.steps} = {train.steps * samples} samples{epochs}{limit}",
-        f"memory      {memory.total / GIB:.2f} GiB a process ({parts}), {train.mixed_precision}, estimated",
+        f"memory      {memory.total / GIB:.2f} GiB a process ({parts}), {train.mixed_precision}, estimated;"
+        f" smallest card: {smallest_card(memory.total)}",
         f"data        {words}",
         f"output      {_describe_output(config)}",
         *(f"problem     {problem}" for problem in problems),
     ]
     return "\n".join(lines), problems
+
+
+def announced_strategy() -> str:
+    """What `accelerate launch` announces; without it training is DDP."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return "zero2"
+    return "fsdp2" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "ddp"
+
+
+def _does_not_fit(count: int) -> list[str]:
+    """A problem if the GPU that is there is too small for so many bytes."""
+    if not torch.cuda.is_available():
+        return []
+    card = torch.cuda.get_device_properties(0)
+    if count <= USABLE * card.total_memory:
+        return []
+    return [
+        f"{count / GIB:.0f} GiB a process, and {card.name} has {card.total_memory / GIB:.0f}: lower train.batch_size, "
+        "set train.gradient_checkpointing=true, or share the states out (configs/accelerate/deepspeed_zero2.yaml)"
+    ]
 
 
 def _describe_data(config: Config) -> tuple[dict[str, OrbitDataset], str, list[str]]:
