@@ -4,10 +4,13 @@
     python scripts/check_release.py --ckpt huanngzh/Ouroboros3D-SVD-LGM --orbits data/eval_gso --out runs/release
 
 1. Loads the weights strictly (a hub id, a folder or the Lightning file; SVD's VAE and image encoder come from the hub,
-   or from model.pretrained.svd=FOLDER). 2. Makes one object and looks whether it is one. 3. Scores the list and puts
-the paper's table (Ouroboros3D at 512 pixels) beside it. `agrees` means that the paper's number lies in the 95 % interval
-over objects, widened by the tolerance; the paper does not name its 100 objects, its renders or its views. Never run
-with the released weights: they were not available.
+   or from model.pretrained.svd=FOLDER).
+2. Makes one object and looks whether it is one.
+3. Scores the list and puts the paper's table (Ouroboros3D at 512 pixels) beside it. `agrees` means that the paper's
+   number lies in the 95 % interval over objects, widened by a tolerance: the paper does not name its 100 objects, its
+   renders or its views.
+
+Never run with the released weights: they were not available.
 """
 
 from __future__ import annotations
