@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -68,13 +68,23 @@ def bare_models(config: Config) -> Models:
     return build_models(bare)
 
 
-def cast_fakes(network: nn.Module, dtype: torch.dtype) -> None:
-    """`network.to(dtype)`, which tensors without values refuse."""
+def fake_models(config: Config) -> Models:
+    """`bare_models` of fake tensors, inside of FakeTensorMode. Made on the meta device, which is quicker: fake tensors
+    would follow every random initialisation."""
+    with unset_fake_temporarily(), torch.device("meta"):
+        models = bare_models(config)
+    for network in (models.unet, models.lgm, models.svd):
+        cast_fakes(network)
+    return models
+
+
+def cast_fakes(network: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """`network.to("cpu", dtype)`, which tensors without values refuse."""
     for module in network.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                cast = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
-                module._parameters[name] = cast
+        for name, p in module._parameters.items():
+            if p is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(p.shape, dtype=dtype or p.dtype), p.requires_grad)
+        module._buffers |= {n: torch.empty(b.shape, dtype=b.dtype) for n, b in module._buffers.items() if b is not None}
 
 
 @dataclass(frozen=True)
@@ -89,11 +99,12 @@ class Stage:
 def loop_stages(config: Config, dtype: torch.dtype) -> dict[str, Stage]:
     """The parts of one step of the loop for one picture, and of its start, by name; the renderer is not counted."""
     views, size = config.cameras.num_views, config.model.image_size
+    cameras = build_cameras(config)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        models = bare_models(config)
+        models = fake_models(config)
         for network in (models.unet, models.lgm, models.svd.image_encoder, models.svd.vae.decoder):
             cast_fakes(network, dtype)
-        cameras, c_noise = build_cameras(config), torch.zeros(())
+        c_noise = torch.zeros(())
         latent = size // models.svd.downscale
         picture, latents = torch.zeros(1, 3, size, size), torch.zeros(1, views, 4, latent, latent)
 

@@ -24,7 +24,7 @@ from ouroboros3d.errors import UserError
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.interfaces import Rendering
 from ouroboros3d.models.precision import without_autocast
-from ouroboros3d.needs import GIB, USABLE, AliveBytes, bare_models, cast_fakes, smallest_card
+from ouroboros3d.needs import GIB, USABLE, AliveBytes, bare_models, cast_fakes, fake_models, smallest_card
 from ouroboros3d.objective import Objective
 from ouroboros3d.training.checkpoints import newest_first
 from ouroboros3d.training.setup import prepare_training
@@ -113,7 +113,7 @@ def activation_bytes(config: Config, half_weights: bool = False) -> int:
     take the places of LPIPS (its network's layers) and of the renderer, whose own needs are not counted.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        models = bare_models(config)
+        models = fake_models(config)
         prepare_training(models, config)
         half = config.train.mixed_precision != "fp32"
         if half and half_weights:
