@@ -370,7 +370,7 @@ class TestWhereWeightsLie:
             raise OSError("no connection\nand more")
 
         hub.snapshot_download = fail
-        with pytest.raises(CheckpointError, match=r"the hub did not answer \(no connection\)") as caught:
+        with pytest.raises(CheckpointError, match=r"the hub did not answer \(no connection and more\)") as caught:
             find_checkpoint("owner/model")
         message(caught)
 

@@ -63,7 +63,8 @@ class ShapesOfASchedule:
     init_noise_sigma = 1.0
 
     def __init__(self, steps: int) -> None:
-        self.timesteps, self.sigmas = torch.empty(steps, device=GPU), torch.empty(steps + 1)
+        self.timesteps = torch.empty(steps, device=GPU)
+        self.sigmas = SimpleNamespace(tolist=lambda: [float(steps - i) for i in range(steps + 1)])
 
     def scale_model_input(self, x: Tensor, t: Tensor) -> Tensor:
         return x * t
@@ -74,15 +75,16 @@ class ShapesOfASchedule:
 
 def test_the_loop(fake, make_config, monkeypatch):
     config = make_config({"sampler": {"steps": 2}}, lean=True)
-    monkeypatch.setattr(sampler, "_require_finite", lambda *_: None)  # asks for values
-    monkeypatch.setattr(Tensor, "item", lambda _self: 1.0)
+    monkeypatch.setattr(sampler.FiniteWatch, "look", lambda _self: None)  # asks for values
     monkeypatch.setattr(sampler.diffusion, "euler_schedule", lambda _c, steps, _device: ShapesOfASchedule(steps))
+    with unset_fake_temporarily():
+        cameras = build_cameras(config)
     models = models_on_gpu(config).eval()
     run = Sampler(models.unet, models.svd, models.lgm, _flat_renderer, config.model, config.sampler)
     size, views = config.model.image_size, config.cameras.num_views
     picture, latents = (1, 3, size, size), (1, views, 4, size // 4, size // 4)
     noise = Noise(torch.empty(picture, device=GPU), torch.empty(latents, device=GPU))
-    step = last_step(run(torch.empty(picture, device=GPU), build_cameras(config).to(GPU), noise))
+    step = last_step(run(torch.empty(picture, device=GPU), cameras.to(GPU), noise))
     assert step.views.device == step.gaussians.means.device == step.feedback["ccm"].device == GPU
 
 
@@ -91,7 +93,8 @@ def test_the_objective_forward_and_backward(fake, make_config):
     config = make_config(changes, lean=True)
     models = models_on_gpu(config)
     prepare_training(models, config)
-    objective = Objective(models.unet, models.svd, models.lgm, _flat_renderer, config)
+    with unset_fake_temporarily():  # it reads the sampler's noise levels
+        objective = Objective(models.unet, models.svd, models.lgm, _flat_renderer, config)
     draws = to_gpu(replace(objective.draw(0, 0, [0, 1], blank_batch(config)), feedback=1.0))
     objective(blank_batch(config).to(GPU), draws)["total"].backward()
     gradients = [p.grad for p in objective.parameters() if p.requires_grad]

@@ -165,7 +165,7 @@ def _fetch(name: str) -> Path:
         return Path(snapshot_download(name))
     except Exception as error:  # the hub's errors have no common useful base
         raise CheckpointError(
-            f"{name}: no such folder, and the hub did not answer ({_first_line(error)}); a downloaded folder works too"
+            f"{name}: no such folder, and the hub did not answer ({one_line(error)}); a downloaded folder works too"
         ) from error
 
 
@@ -350,7 +350,7 @@ def _read_trained(path: Path) -> State:
     try:
         state = load_shards(path) if path.is_dir() else load_tensors(path)
     except Exception as error:  # zip's, pickle's and torch's own
-        raise CheckpointError(f"{path}: unreadable or truncated ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: unreadable or truncated ({one_line(error)})") from error
     for wrapper in ("state_dict", "module", "model"):  # Lightning's, DeepSpeed's, FSDP2's
         inner = state.get(wrapper) if isinstance(state, dict) else None
         state = inner if isinstance(inner, dict) else state
