@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from accelerate.hooks import remove_hook_from_module
 from diffusers import AutoencoderKLTemporalDecoder, AutoencoderTiny, UNetSpatioTemporalConditionModel
 from torch import nn
 from transformers import CLIPVisionModelWithProjection
@@ -75,6 +76,7 @@ class Models:
             self.svd._buffers |= {name: buffer.to(device) for name, buffer in self.svd._buffers.items()}
             return self
         for module in (self.unet, self.lgm, self.svd):
+            remove_hook_from_module(module, recurse=True)  # of an offload before
             module.to(device)
         return self
 

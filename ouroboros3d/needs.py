@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
+import json
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +20,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ouroboros3d.build import Models, build_cameras, build_models
+from ouroboros3d.config.loading import as_kwargs
 from ouroboros3d.config.schema import Config, PretrainedConfig
 from ouroboros3d.devices import DeviceError
+from ouroboros3d.files import write_lines
 
 GIB = 2**30
 # What cards hold, in GiB. A tenth stays free: the CUDA context, workspaces and fragmentation are not counted.
@@ -48,6 +54,9 @@ class AliveBytes(TorchDispatchMode):
         self._known: weakref.WeakSet = weakref.WeakSet()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        for tensor in tree_leaves((args, kwargs)):  # what comes from outside, such as weights, whose views are no news
+            if isinstance(tensor, Tensor):
+                self._known.add(tensor.untyped_storage())
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
@@ -154,7 +163,7 @@ def is_large(config: Config) -> bool:
 def announce(config: Config, device: torch.device, dtype: torch.dtype) -> str:
     """A line on what the loop will need: memory on a GPU, time on a CPU. Raises DeviceError where the card is too
     small, with the options that help."""
-    stages = loop_stages(config, dtype)
+    stages = _remembered_stages(config, dtype)
     if device.type != "cuda":
         seconds = step_flop(stages) / matmul_rate(dtype)
         steps = config.sampler.steps
@@ -175,6 +184,21 @@ def announce(config: Config, device: torch.device, dtype: torch.dtype) -> str:
     if config.model.conventions.decode_chunk != 2:
         ways.insert(-1, "model.conventions.decode_chunk=2 (fewer frames decoded at once: slightly other pictures)")
     raise DeviceError(f"{card.name} has {there:.1f} GiB and this needs about {needed:.1f}: {'; '.join(ways)}")
+
+
+def _remembered_stages(config: Config, dtype: torch.dtype) -> dict[str, Stage]:
+    """`loop_stages`, which takes some ten seconds, from the user's cache where it has them."""
+    model = as_kwargs(config.model)
+    del model["pretrained"]
+    key = f"{torch.__version__} {dtype} {config.cameras.num_views} {json.dumps(model, sort_keys=True)}"
+    path = Path.home() / ".cache" / "ouroboros3d" / f"needs_{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return {name: Stage(**values) for name, values in json.loads(path.read_text()).items()}
+    stages = loop_stages(config, dtype)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_lines(path, [json.dumps({name: vars(stage) for name, stage in stages.items()})])
+    return stages
 
 
 def matmul_rate(dtype: torch.dtype, size: int = 1024) -> float:

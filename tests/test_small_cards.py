@@ -77,7 +77,7 @@ def test_a_stage_s_weights_and_work_are_those_of_the_network(make_config, make_m
 
 
 @pytest.fixture
-def card(monkeypatch):
+def card(monkeypatch, tmp_path):
     """card(8): the machine's GPU has so many GiB."""
 
     def make(gib: float) -> torch.device:
@@ -87,6 +87,7 @@ def card(monkeypatch):
         return torch.device("cuda")
 
     stages = {"embed": Stage(2 * GIB, 0, 0), "U-Net": Stage(4 * GIB, 2 * GIB, 0), "decode": Stage(0, 3 * GIB, 0)}
+    monkeypatch.setattr(needs.Path, "home", lambda: tmp_path)
     monkeypatch.setattr(needs, "loop_stages", lambda *_: stages | {"reconstruct": Stage(0, 0, 6e13)})
     return make
 

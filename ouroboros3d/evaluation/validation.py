@@ -46,7 +46,7 @@ class Look:
     """What one process saw of some objects."""
 
     scores: Scores
-    rows: list[tuple[str, list[Tensor]]]  # of the picture's table: [3, H, W] in [0, 1] per view
+    rows: list[tuple[str, list[Tensor]]]  # of the picture's table: uint8 [3, H, W] per view, on the CPU
     turns: list[np.ndarray]  # frames of all turntables beside each other, uint8
 
 
@@ -91,7 +91,8 @@ class Validation:
             found = [look[name] for look in looks]
             for key in found[0].scores:
                 values[key] = torch.tensor([x for look in found for x in look.scores[key]]).nanmean().item()
-            pictures[name] = views_table([row for look in found for row in look.rows])
+            rows = [(kind, [view / 255 for view in views]) for look in found for kind, views in look.rows]
+            pictures[name] = views_table(rows)
             frames = zip(*(look.turns for look in found), strict=True)
             pictures[f"{name}_turntable"] = [np.concatenate(beside, axis=1) for beside in frames]
         if "loop" in parts:
@@ -145,8 +146,8 @@ class Validation:
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Pictures in [0, 1] as bytes on the CPU, still to be read as [0, 1]: what processes send each other."""
-    return (images.clamp(0, 1) * 255).round().byte().cpu().float() / 255
+    """Pictures in [0, 1] as bytes on the CPU: what processes send each other."""
+    return (images.clamp(0, 1) * 255).round().byte().cpu()
 
 
 def tilts(cameras: Cameras) -> list[float]:
