@@ -73,6 +73,8 @@ class Models:
             self.svd.to_inference_dtype(dtype)
         if offload:
             offload_networks((self.unet, self.lgm, self.svd.vae, self.svd.image_encoder), torch.device(device))
+            if self.svd.tiny_decoder is not None:  # small enough to stay
+                self.svd.tiny_decoder.to(device)
             self.svd._buffers |= {name: buffer.to(device) for name, buffer in self.svd._buffers.items()}
             return self
         for module in (self.unet, self.lgm, self.svd):
