@@ -147,7 +147,7 @@ def find_checkpoint(source: str | Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        if isinstance(source, Path) or source.startswith(("/", ".", "~")) or source.count("/") != 1:
+        if isinstance(source, Path) or not is_hub_id(source):
             raise CheckpointError(f"{source}: no such checkpoint folder, and not a hub id such as owner/model")
         return _fetch(source)
     steps = sorted(path.glob("checkpoints/step_*"), reverse=True)
@@ -155,6 +155,11 @@ def find_checkpoint(source: str | Path) -> Path:
         if (folder / "model_index.json").is_file() or find_weights(folder, "mv_model_unet") or find_trained(folder):
             return folder
     return path
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it looks like owner/model; a folder of that name comes first."""
+    return name.count("/") == 1 and not name.startswith(("/", ".", "~"))
 
 
 def _fetch(name: str) -> Path:

@@ -24,6 +24,7 @@ from ouroboros3d.errors import UserError
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.interfaces import Rendering
 from ouroboros3d.models.precision import without_autocast
+from ouroboros3d.models.weights import is_hub_id
 from ouroboros3d.needs import GIB, USABLE, AliveBytes, bare_models, cast_fakes, fake_models, smallest_card
 from ouroboros3d.objective import Objective
 from ouroboros3d.training.checkpoints import newest_first
@@ -234,7 +235,8 @@ def describe(config: Config, processes: int | None = None) -> tuple[str, list[st
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in vars(memory).items() if size)
     for key in ("lgm", "vae", "image_encoder", "unet", "checkpoint"):
         path = getattr(find_pretrained(config.model.pretrained), key)
-        if path is not None and not Path(path).exists():
+        on_hub = key == "checkpoint" and is_hub_id(path or "")
+        if path is not None and not on_hub and not Path(path).exists():
             problems.append(f"model.pretrained.{key} = {path}: is not there")
     lines = [
         "parameters",
