@@ -51,7 +51,8 @@ class _Unpickler(pickle.Unpickler):
 def load_tensors(path: Path) -> Any:
     """What torch.save wrote, e.g. Lightning or DeepSpeed: containers and tensors as they are, on the CPU, settings and
     loop states as inert objects."""
-    module = SimpleNamespace(Unpickler=_Unpickler, load=lambda file, **k: _Unpickler(file, **k).load())
+    reader = {"Unpickler": _Unpickler, "load": lambda file, **k: _Unpickler(file, **k).load()}
+    module = SimpleNamespace(__name__="pickle", **reader)
     return torch.load(path, map_location="cpu", weights_only=False, pickle_module=module)
 
 
