@@ -104,7 +104,7 @@ case "$verb" in
     ;;
   train)
     prepare
-    [[ $# -gt 0 ]] || set -- --config configs/small/first_run.yaml
+    [[ $# -gt 0 ]] || set -- --config configs/first_run.yaml
     gpus=0
     has_gpu && gpus="$("$python" -c 'import torch; print(torch.cuda.device_count())')"
     [[ $gpus -gt 1 && "$*" != *first_run* ]] &&
