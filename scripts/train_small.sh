@@ -64,6 +64,7 @@ for stage in "${stages[@]}"; do
         "train.batch_size=$((8 / processes))" ;;
   esac
 done
-mkdir -p checkpoints/small
-cp runs/small/lgm_predicted/export/*.safetensors checkpoints/small/
-"$python" scripts/evaluate.py --list test.txt --out runs/small/evaluation
+"$python" scripts/evaluate.py --list test.txt --out runs/small/evaluation \
+  model.pretrained.checkpoint=runs/small/lgm_predicted/export
+echo "weights: runs/small/lgm_predicted/export; the committed ones are left as they are. To replace them:"
+echo "  cp runs/small/lgm_predicted/export/*.safetensors checkpoints/small/"
