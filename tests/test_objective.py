@@ -421,7 +421,7 @@ class TestLPIPS:
             calls.append(len(rendered))
             return rendered.new_tensor(0.25)
 
-        monkeypatch.setattr("ouroboros3d.training.setup.make_lpips", lambda: lpips)
+        monkeypatch.setattr("ouroboros3d.training.setup.make_lpips", lambda *_: lpips)
         return calls
 
     @pytest.mark.parametrize(("warmup", "step", "weight"), [(0, 0, 2.0), (10, 0, 0.0), (10, 5, 1.0), (10, 30, 2.0)])
@@ -432,7 +432,7 @@ class TestLPIPS:
         assert counted == ([8, 8] if weight else []), "at weight 0 it must cost nothing"
 
     def test_without_a_weight_its_network_is_not_made(self, make_objective, monkeypatch):
-        def refuse():
+        def refuse(*_):
             raise AssertionError("LPIPS was made")
 
         monkeypatch.setattr("ouroboros3d.training.setup.make_lpips", refuse)
