@@ -70,12 +70,9 @@ class TestCameras:
         expected[:, 1:3] *= -1
         assert torch.equal(opengl_to_opencv(c2w), expected)
 
-    def test_choosing_and_repeating(self, make_cameras):
+    def test_choosing(self, make_cameras):
         cameras = make_cameras(2)
         assert torch.equal(cameras.views([1, 3]).c2w, cameras.c2w[:, [1, 3]])
-        assert torch.equal(cameras.scenes([1]).K, cameras.K[1:])
-        twice = cameras.repeat(2)
-        assert twice.batch_size == 4 and torch.equal(twice.c2w[2:], cameras.c2w)
 
     def test_shapes_that_are_no_cameras_are_refused(self):
         with pytest.raises(ValueError, match=r"\(4, 4\)"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
+from ouroboros3d.cameras import Cameras
 from ouroboros3d.models.conditioning import Residuals
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 
@@ -126,8 +127,9 @@ class TestBatch:
         assert (both[0] - both[1]).abs().max() > 0.1
 
     def test_repeating_residuals_is_repeating_the_batch(self, textbook, make_cameras):
-        rays = textbook.unet.encode_cameras(make_cameras(2), 8)
-        again = textbook.unet.encode_cameras(make_cameras(2).repeat(2), 8)
+        cameras = make_cameras(2)
+        rays = textbook.unet.encode_cameras(cameras, 8)
+        again = textbook.unet.encode_cameras(Cameras(cameras.c2w.repeat(2, 1, 1, 1), cameras.K.repeat(2, 1, 1, 1)), 8)
         for one, other in zip(
             [*rays.repeat(2).down, rays.repeat(2).mid, *rays.repeat(2).up],
             [*again.down, again.mid, *again.up],

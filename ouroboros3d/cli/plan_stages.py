@@ -85,8 +85,8 @@ def step_seconds(name: str, config: Config, device: torch.device) -> float:
 def stage_objective(name: str, config: Config, device: torch.device) -> torch.nn.Module:
     """What a stage minimises, on random weights."""
     from ouroboros3d.build import build_models
-    from ouroboros3d.cli.train_frozen_parts import ContrastiveObjective, VAEObjective
     from ouroboros3d.models.svd import make_image_encoder, make_vae
+    from ouroboros3d.training.frozen_parts import ContrastiveObjective, VAEObjective
     from ouroboros3d.training.setup import build_objective
 
     if name.startswith("vae"):
