@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 from ouroboros3d.errors import ConfigError
-from ouroboros3d.evaluation.metrics import gradient_distance, iou, nearest_distances, point_scores, psnr, ssim
+from ouroboros3d.evaluation.metrics import (
+    gradient_distance,
+    grey_casts,
+    iou,
+    nearest_distances,
+    point_scores,
+    psnr,
+    ssim,
+)
 from ouroboros3d.models.lpips import make_lpips
 
 
@@ -62,6 +70,18 @@ def test_iou():
     a[0, 0, :2], b[0, 0, 1:3] = True, True  # 4 of 12 in common
     a[1, 0, 0] = True
     assert iou(a, b).tolist() == pytest.approx([1 / 3, 0, 1])
+
+
+def test_casts_are_those_of_the_grey_pixels():
+    truth, alpha = torch.full((3, 8, 8), 0.4), torch.ones(1, 8, 8)
+    truth[0, :4] = 0.9  # red pixels, whatever they become
+    made = truth.clone()
+    made[1, 4:] += 0.06
+    made[2, 4:] -= 0.02
+    made[:, :4] = 0
+    casts = grey_casts(made, truth, alpha)
+    assert casts["green"] == pytest.approx(0.07, abs=1e-6) and casts["red_blue"] == pytest.approx(0.02, abs=1e-6)
+    assert math.isnan(grey_casts(made, truth, alpha * 0)["green"])
 
 
 def test_nearest_distances_do_not_depend_on_the_chunk():

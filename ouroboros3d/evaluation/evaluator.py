@@ -27,7 +27,7 @@ from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.errors import ConfigError, UserError
 from ouroboros3d.evaluation.bootstrap import spread_evenly
 from ouroboros3d.evaluation.examples import Baselines, Example, Target, load_example, object_of, spread_points
-from ouroboros3d.evaluation.metrics import SOLID, point_scores, psnr
+from ouroboros3d.evaluation.metrics import SOLID, grey_casts, point_scores, psnr
 from ouroboros3d.evaluation.result_folder import Store
 from ouroboros3d.evaluation.score_tables import Row, key, object_name, rounded
 from ouroboros3d.evaluation.scorer import Scorer
@@ -83,6 +83,8 @@ class Evaluator:
         for name in [c.removeprefix("views_novel_") for c in values if c.startswith("views_novel_")]:
             values[f"delta_{name}"] = values[f"views_novel_{name}"] - values[f"render_novel_{name}"]
         values["agreement_psnr"] = psnr(pictures["3D"][1:], views[1:]).mean().item()
+        casts = grey_casts(pictures["3D"][0], truth.images[0], truth.alpha[0])
+        values |= {f"cast_{name}": value for name, value in casts.items()}
         if example.points is not None:
             solid = loop.means[0][loop.opacities[0] > SOLID].double().cpu()
             world = solid @ example.to_world[:3, :3].T + example.to_world[:3, 3]

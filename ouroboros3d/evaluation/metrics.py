@@ -12,6 +12,7 @@ from torch import Tensor
 from ouroboros3d.models.lpips import Lpips
 
 SOLID = 0.5  # alpha of a silhouette, and opacity of a Gaussian that counts as surface
+GREY = 0.05  # largest difference of two channels of a grey pixel
 VISIBLE = 0.1  # a picture without alpha shows the object where a channel differs by more from the background
 
 
@@ -48,6 +49,17 @@ def iou(prediction: Tensor, target: Tensor) -> Tensor:
     """[N] intersection over union of two boolean [N, ...]; 1 where both are empty."""
     both, either = (prediction & target).flatten(1).sum(1), (prediction | target).flatten(1).sum(1)
     return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both, dtype=torch.float32))
+
+
+def grey_casts(made: Tensor, truth: Tensor, alpha: Tensor) -> dict[str, float]:
+    """The colour that grey pixels were given: |mean of G - (R + B) / 2| and |mean of R - B|, `made` minus `truth`, over
+    the pixels of the object that are grey in `truth`. Pictures [3, H, W] and alpha [1, H, W] in [0, 1]. NaN where fewer
+    than 20 pixels are grey."""
+    grey = (truth.amax(0) - truth.amin(0) < GREY) & (alpha[0] > SOLID)
+    if grey.sum() < 20:
+        return {"green": math.nan, "red_blue": math.nan}
+    red, green, blue = (made - truth)[:, grey].mean(1).tolist()
+    return {"green": abs(green - (red + blue) / 2), "red_blue": abs(red - blue)}
 
 
 def nearest_distances(points: Tensor, others: Tensor, chunk: int = 2048) -> Tensor:

@@ -48,6 +48,8 @@ SUBJECTS = (
 )
 SINGLES = (
     ("agreement_psnr", "PSNR of the 3D against the views", 2),
+    ("cast_green", "|G - (R + B) / 2| of what is grey", 4),
+    ("cast_red_blue", "|R - B| of what is grey", 4),
     ("chamfer", "Chamfer distance", 4),
     ("fscore_0.02", "F-score at 0.02", 3),
     ("fscore_0.05", "F-score at 0.05", 3),
