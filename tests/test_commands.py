@@ -17,8 +17,6 @@ DOORS = [ROOT / "train.py", ROOT / "inference.py", *sorted((ROOT / "scripts").gl
 DOORS = [path for path in DOORS if "from ouroboros3d" in path.read_text()]  # the others stand alone
 MODULES = sorted(p.stem for p in (ROOT / "ouroboros3d" / "cli").glob("*.py") if p.stem not in ("__init__", "options"))
 
-# Their imports are still to be put off.
-HEAVY = {"memory_table"}
 # Imports a command with the modules that only some systems have hidden, and asks for its help. What may not be
 # imported for that is printed: torch, diffusers and transformers take seconds.
 HELP = """
@@ -33,7 +31,7 @@ except SystemExit as stop:
 """
 
 
-@pytest.mark.parametrize("module", [f"ouroboros3d.cli.{name}" for name in MODULES if name not in HEAVY])
+@pytest.mark.parametrize("module", [f"ouroboros3d.cli.{name}" for name in MODULES])
 def test_help_needs_nothing_heavy_and_no_module_of_one_system(module):
     done = subprocess.run([sys.executable, "-c", HELP, module], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "usage" in done.stdout, done.stderr

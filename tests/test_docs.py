@@ -1,7 +1,7 @@
 """Every command that README.md and docs/*.md print works in a fresh clone, made small where it would take long.
 
-A block of commands that needs what a test machine lacks has a comment before it: <!-- not run: gpu --> (or weights, or
-network, browser, or that it serves until it is stopped).
+A block of commands that needs what a test machine lacks has a comment before it: <!-- not run: gpu --> (or weights,
+network, browser, blender, or that it serves until it is stopped).
 """
 
 import os
@@ -16,9 +16,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUN = [ROOT / "README.md"]  # whose commands are run; the blocks of the other pages are still to be marked
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>[^>]*) -->\s*)?```bash\n(?P<body>.*?)```", re.DOTALL)
-REASONS = {"gpu", "weights", "network", "browser", "serves"}
+REASONS = {"gpu", "weights", "network", "browser", "blender", "serves"}
 ORBITS = ["data.root=tests/data/orbits", "data.cache=none"]
 PARTS = ("vae", "image_encoder", "lgm", "unet")
 START = ["model.pretrained.checkpoint=checkpoints/small", *(f"model.pretrained.{part}=null" for part in PARTS)]
@@ -33,8 +32,13 @@ SMALLER: list[tuple[str, list[str]]] = [
     (r"ablate\.py", ["--start", "checkpoints/small", "objective.lpips_weight=0"]),
     (r"train\.py(?!.*first_run)", [*ORBITS, *STEP, "train.validate_every=9", *START]),
     (r"first_run\.yaml", ["train.steps=1", "train.validate_every=9"]),
-    (r"benchmark_training\.py", ["--steps", "1"]),
+    (r"benchmark_training\.py", ["--steps", "1", "train.batch_size=1"]),
+    (r"benchmark_data\.py", ["--seconds", "0.2", "--workers", "0", "--size", "32"]),
+    (r"render_(orbits|eval)\.py", ["--size", "32", "--workers", "1"]),
+    (r"convert\.py", ["--size", "32", "--frames", "4", "--faces", "500"]),
+    (r"make_sharp_object\.py", ["--count", "500"]),
 ]
+RENAMED = {"step_00000020": "step_00000001"}  # of a training that SMALLER shortens
 
 
 def own_files(clone: Path) -> None:
@@ -44,10 +48,13 @@ def own_files(clone: Path) -> None:
         with Image.open(ROOT / "testset" / "photo_car.jpg") as picture:
             picture.resize((128, 128)).save(clone / name)
     (clone / "list.txt").write_text("testset/cup.webp\n")
-    (clone / "my_folder").mkdir()
-    (clone / "my_folder" / "square.obj").write_text(
-        "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nv .5 .5 1\nf 1 2 3 4\nf 1 2 5\nf 2 3 5\nf 3 4 5\nf 4 1 5\n"
-    )
+    for folder in ("my_folder", "data/furniture"):
+        (clone / folder).mkdir(parents=True)
+        (clone / folder / "pyramid.obj").write_text(
+            "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nv .5 .5 1\nf 1 2 3 4\nf 1 2 5\nf 2 3 5\nf 3 4 5\nf 4 1 5\n"
+        )
+    lists = "".join(f"{split},{split},pyramid.obj\n" for split in ("train", "val", "test"))
+    (clone / "data" / "furniture" / "assets.csv").write_text(f"id,split,path\n{lists}")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -61,9 +68,12 @@ def commands(body: str) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def smaller(words: list[str]) -> list[str]:
+def smaller(words: list[str], clone: Path) -> list[str]:
     more = [extra for pattern, extra in SMALLER if re.search(pattern, " ".join(words))]
-    return [*words, *(word for extra in more for word in extra)]
+    command = [*words, *(word for extra in more for word in extra)]
+    for old, new in {**RENAMED, "$PWD": str(clone)}.items():
+        command = [word.replace(old, new) for word in command]
+    return command
 
 
 def test_only_known_reasons_keep_a_command_from_running():
@@ -90,19 +100,25 @@ def test_files_that_a_page_names_are_there(page):
             assert own or any(f"/{t}".endswith(f"/{name}") for t in tracked), f"{page.name} names {name}"
 
 
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A fresh clone with the reader's own files. The pages' commands run in it one after another, README first."""
+    folder = tmp_path_factory.mktemp("clone") / "repository"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", folder], check=True)
+    own_files(folder)
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", RUN, ids=lambda p: p.name)
-def test_every_printed_command_runs(page, tmp_path_factory):
-    clone = tmp_path_factory.mktemp("clone") / "repository"
-    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", clone], check=True)
-    own_files(clone)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_printed_command_runs(page, clone):
     places = [str(Path(sys.executable).parent), os.environ["PATH"]]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"PATH": os.pathsep.join(places), "OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg"}
     failed = []
     for reason, body in blocks(page):
         for words in commands(body) if not reason else ():
-            command = smaller(words)
+            command = smaller(words, clone)
             done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
             if done.returncode:
                 failed.append(f"{shlex.join(command)}\n  status {done.returncode}: {done.stderr.strip()[-400:]}")
