@@ -127,9 +127,10 @@ case "$verb" in
     PYTHON="$python" exec "$root/scripts/train_small.sh" "$@"
     ;;
   test)
-    prepare pytest ruff webdataset trimesh gaussforge scikit-image fast-simplification xatlas "${data_packages[@]}"
+    prepare pytest pytest-xdist ruff webdataset trimesh gaussforge xatlas "${data_packages[@]}"
     cd "$root"
-    exec "$python" -m pytest "$@"
+    # One thread per process: the tests' networks are too small for more. A file's tests share their fixtures.
+    OMP_NUM_THREADS=1 exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
     ;;
   *)
     sed -n '2,/^set/{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}" >&2

@@ -6,6 +6,8 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ouroboros3d.errors import UserError
@@ -94,3 +96,18 @@ def check_shared_memory(wanted: int, path: str = "/dev/shm") -> None:
             f"{path} has {free / 2**20:.0f} MiB free and the data workers need {wanted / 2**20:.0f}: start the "
             f"container with --ipc=host or --shm-size={math.ceil(wanted / 2**30) + 1}g, or set data.workers lower or 0"
         )
+
+
+@contextmanager
+def gpu_memory() -> Iterator[None]:
+    """Around work on a GPU: running out of its memory raises DeviceError with what helps."""
+    import torch
+
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise DeviceError(
+            "the GPU's memory is too small, or in use by others: sampler.offload=true keeps one network at a time "
+            "there, model.conventions.decode_chunk=2 decodes fewer frames at once, --dtype fp16 needs half of "
+            "float32's, --device cpu none"
+        ) from error

@@ -15,8 +15,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,77 +37,27 @@ from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.checks import check_config
 from ouroboros3d.config.loading import load_config, save_model_config
 from ouroboros3d.config.schema import BACKGROUNDS, Config
-from ouroboros3d.devices import DTYPE_NAMES, DeviceError, inference_dtype, pick_device
+from ouroboros3d.devices import DTYPE_NAMES, gpu_memory, inference_dtype, pick_device
 from ouroboros3d.diffusion import euler_schedule
-from ouroboros3d.errors import ConfigError, one_line
-from ouroboros3d.export.object3d import Object3D, Step3D
+from ouroboros3d.errors import ConfigError
+from ouroboros3d.export.object3d import Object3D, Step3D, step3d
+from ouroboros3d.export.output import Ouroboros3DOutput
 from ouroboros3d.files import check_writable_dir, locate
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.inference.candidates import SHARE, Candidate, candidates, elevation_grid, scored
 from ouroboros3d.inference.photo import load_condition_image
 from ouroboros3d.interfaces import Renderer, Rendering
-from ouroboros3d.models.weights import CheckpointError, save_checkpoint, save_diffusers
+from ouroboros3d.models.weights import find_checkpoint, save_checkpoint, save_diffusers
 from ouroboros3d.needs import announce, is_large
 from ouroboros3d.sampler import SamplerStep
-from ouroboros3d.visualize import shrink, to_uint8
 
 log = logging.getLogger(__name__)
 
 DTYPES = dict(zip(DTYPE_NAMES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
 RELEASE = ("model.pretrained.svd=stabilityai/stable-video-diffusion-img2vid", "model.conventions.renderer=gsplat")
-HISTORY_PIXELS = 256  # of a kept step's pictures: 25 full steps would hold gigabytes
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 Callback = Callable[["Ouroboros3DPipeline", int, float, dict[str, Any]], Any]
-
-
-@dataclass(frozen=True)
-class Ouroboros3DOutput:
-    """The objects of one call. `output[i]` is one of them, and saves itself: `output[0].save("chair.glb")`.
-
-    Pictures come as `output_type` says: "pil" is a list of V PIL images per object, "pt" a tensor [B, V, 3, H, W] in
-    [0, 1] on the CPU.
-    """
-
-    objects: list[Object3D]
-    output_type: str = "pil"
-
-    def __len__(self) -> int:
-        return len(self.objects)
-
-    def __getitem__(self, index: int) -> Object3D:
-        return self.objects[index]
-
-    @property
-    def views(self) -> list[list[Image.Image]] | Tensor:
-        """What the diffusion model drew last."""
-        return self._pictures([o.views for o in self.objects])
-
-    @property
-    def renders(self) -> list[list[Image.Image]] | Tensor:
-        """The Gaussians from the same cameras."""
-        return self._pictures([o.renders for o in self.objects])
-
-    @property
-    def gaussians(self) -> Gaussians:
-        """Of all objects, B scenes, on the pipeline's device."""
-        return Gaussians.from_tensor(torch.cat([o.gaussians.to_tensor() for o in self.objects]))
-
-    @property
-    def cameras(self) -> Cameras:
-        """[B, V] of views and renders."""
-        poses, intrinsics = zip(*((o.cameras.c2w, o.cameras.K) for o in self.objects), strict=True)
-        return Cameras(torch.cat(poses), torch.cat(intrinsics))
-
-    @property
-    def history(self) -> list[tuple[Step3D, ...]]:
-        """Every step of the loop per object; empty unless `return_history` was asked for."""
-        return [o.history for o in self.objects]
-
-    def _pictures(self, tensors: list[Tensor]) -> list[list[Image.Image]] | Tensor:
-        if self.output_type == "pt":
-            return torch.stack(tensors)
-        return [[Image.fromarray(view) for view in to_uint8(views)] for views in tensors]
 
 
 class Ouroboros3DPipeline:
@@ -155,17 +104,19 @@ class Ouroboros3DPipeline:
         overrides: Sequence[str] = (),
     ) -> Ouroboros3DPipeline:
         """A model from a folder or hub id: one that `save_pretrained` wrote (either layout, such as
-        checkpoints/small), or the release's `mv_model_unet.pth` and `recon_model.pth`.
+        checkpoints/small), a run of train.py, or the release's `mv_model_unet.pth` and `recon_model.pth`.
 
         The dimensions come from `config` (a Config or a YAML file), else from the folder's config.yaml, else they are
         the release's, whose VAE and image encoder are SVD's: `overrides=["model.pretrained.svd=FOLDER"]` names a local
         copy, as any `key=value` of the configuration. `torch_dtype` and `device` as in `from_config`, the same errors.
         """
         pick_device(device)  # before anything is fetched
-        folder = _find_folder(source)
+        local = locate(Path(source).expanduser())
+        folder = find_checkpoint(local if local.exists() else source)
         if not isinstance(config, Config):
-            path = config if config is not None else folder / "config.yaml"
-            known = config is not None or path.is_file()
+            there = (at / "config.yaml" for at in (local, folder))
+            path = config if config is not None else next((file for file in there if file.is_file()), None)
+            known = path is not None
             config = load_config(path if known else None, [*(() if known else RELEASE), *overrides])
         else:
             config = copy.deepcopy(config)
@@ -196,7 +147,7 @@ class Ouroboros3DPipeline:
         for device in (w for w in where if not isinstance(w, torch.dtype)):
             self.device = pick_device(device)
             check_renderer(self.config, self.device)
-        with _gpu_memory():
+        with gpu_memory():
             offload = self.config.sampler.offload and self.device.type != "cpu"
             self.models.to(self.device, dtypes[-1] if dtypes else None, offload)
         renderer = build_renderer(self.config)
@@ -322,7 +273,7 @@ class Ouroboros3DPipeline:
         sampler.config = (config or self.config).sampler
         cameras = (cameras or self.cameras([self.config.cameras.elevation] * len(images))).to(self.device)
         noise = sampler.draw_noise(list(seeds), cameras.num_views).to(self.device)
-        with _gpu_memory():
+        with gpu_memory():
             yield from sampler(images.to(self.device), cameras, noise, every_step)
 
     def prepare_image(self, picture: Picture, remove_background: bool = True, border: float = 0.2) -> Tensor:
@@ -413,30 +364,6 @@ class Ouroboros3DPipeline:
                 yield step
 
 
-def step3d(step: SamplerStep, index: int) -> Step3D:
-    """What the step made of one object, on the CPU, its pictures at most HISTORY_PIXELS wide."""
-    pictures = {name: shrink(images, HISTORY_PIXELS) for name, images in step.pictures(index).items()}
-    gaussians = step.gaussians.scene(index).to("cpu")
-    return Step3D(step.index, step.total, step.sigma, gaussians, pictures.pop("views"), pictures)
-
-
-def _find_folder(source: str | Path) -> Path:
-    """A local folder, or the downloaded one of a hub id. Raises CheckpointError."""
-    folder = locate(Path(source).expanduser())
-    if folder.is_dir():
-        return folder
-    name = str(source)
-    if isinstance(source, Path) or name.startswith(("/", ".", "~")) or name.count("/") != 1 or folder.exists():
-        raise CheckpointError(f"{source}: no such folder, and not a hub id such as owner/model")
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name))
-    except Exception as error:  # the hub's errors have no common useful base
-        reason = one_line(error)
-        raise CheckpointError(f"{source}: no such folder, and the hub did not answer ({reason})") from error
-
-
 def _on_cpu(renderer: Renderer) -> Renderer:
     """The renderer for tensors of a device that it does not know: renders on the CPU and moves the result back."""
 
@@ -465,15 +392,3 @@ def _per_picture(name: str, value: Any, default: Any, count: int) -> list[Any]:
 
 def _pictures(x: Tensor) -> Tensor:
     return x.detach().float().clamp(0, 1).cpu()
-
-
-@contextmanager
-def _gpu_memory() -> Iterator[None]:
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise DeviceError(
-            "the GPU's memory is too small, or in use by others: sampler.offload=true keeps one network at a time "
-            "there, model.conventions.decode_chunk=2 decodes fewer frames at once, --dtype fp16 needs half of "
-            "float32's, --device cpu none"
-        ) from error

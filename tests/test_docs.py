@@ -29,7 +29,7 @@ SMALLER: list[tuple[str, list[str]]] = [
     (r"inference\.py|run\.sh inference", LOOP),
     (r"evaluate\.py", [*ORBITS, "--seeds", "0", "--no_baselines", "sampler.steps=1"]),
     (r"ablate\.py", [*ORBITS, *STEP[1:], "--steps", "1", "--seeds", "0", "--rows", "joint", "sampler.steps=1"]),
-    (r"ablate\.py", ["--start", "checkpoints/small", "objective.lpips_weight=0"]),
+    (r"ablate\.py", ["--start", "checkpoints/small", "objective.lpips_weight=0", "objective.sigma_levels=[]"]),
     (r"train\.py(?!.*first_run)", [*ORBITS, *STEP, "train.validate_every=9", *START]),
     (r"first_run\.yaml", ["train.steps=1", "train.validate_every=9"]),
     (r"benchmark_training\.py", ["--steps", "1", "train.batch_size=1"]),
@@ -48,12 +48,13 @@ def own_files(clone: Path) -> None:
         with Image.open(ROOT / "testset" / "photo_car.jpg") as picture:
             picture.resize((128, 128)).save(clone / name)
     (clone / "list.txt").write_text("testset/cup.webp\n")
-    for folder in ("my_folder", "data/furniture"):
-        (clone / folder).mkdir(parents=True)
-        (clone / folder / "pyramid.obj").write_text(
-            "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nv .5 .5 1\nf 1 2 3 4\nf 1 2 5\nf 2 3 5\nf 3 4 5\nf 4 1 5\n"
-        )
-    lists = "".join(f"{split},{split},pyramid.obj\n" for split in ("train", "val", "test"))
+    pyramid = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nv .5 .5 {}\nf 1 2 3 4\nf 1 2 5\nf 2 3 5\nf 3 4 5\nf 4 1 5\n"
+    splits = ("train", "val", "test")
+    for folder in (clone / "my_folder", clone / "data" / "furniture"):
+        folder.mkdir(parents=True)
+        for height, split in enumerate(splits, start=1):
+            (folder / f"{split}.obj").write_text(pyramid.format(height))
+    lists = "".join(f"{split},{split},{split}.obj\n" for split in splits)
     (clone / "data" / "furniture" / "assets.csv").write_text(f"id,split,path\n{lists}")
 
 
@@ -102,7 +103,7 @@ def test_files_that_a_page_names_are_there(page):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """A fresh clone with the reader's own files. The pages' commands run in it one after another, README first."""
+    """A fresh clone with the reader's own files. Each page's commands run in it, in their order."""
     folder = tmp_path_factory.mktemp("clone") / "repository"
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", folder], check=True)
     own_files(folder)

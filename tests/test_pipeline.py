@@ -244,7 +244,7 @@ def test_a_hub_id_is_fetched_once_and_a_missing_folder_never(pipe, tmp_path, mon
     assert Ouroboros3DPipeline.from_pretrained("somebody/model", device="cpu").device.type == "cpu"
     assert asked == ["somebody/model"]
     for source in (tmp_path / "none", "./none", "none", str(tmp_path / "none")):
-        with pytest.raises(CheckpointError, match="no such folder"):
+        with pytest.raises(CheckpointError, match="no such checkpoint folder"):
             Ouroboros3DPipeline.from_pretrained(source, device="cpu")
 
     def offline(name):

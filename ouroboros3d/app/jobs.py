@@ -17,9 +17,9 @@ from torch import Tensor
 from ouroboros3d.config.checks import check_config
 from ouroboros3d.config.schema import BACKGROUNDS, Config
 from ouroboros3d.export import FORMATS, check_formats
-from ouroboros3d.export.object3d import Object3D, Step3D
+from ouroboros3d.export.object3d import Object3D, Step3D, step3d
 from ouroboros3d.inference.photo import cut_out, load_condition_image, open_picture
-from ouroboros3d.pipeline import Ouroboros3DPipeline, step3d
+from ouroboros3d.pipeline import Ouroboros3DPipeline
 from ouroboros3d.visualize import to_uint8
 
 PREVIEW = 320  # pixels

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -17,6 +17,12 @@ from ouroboros3d.config.schema import TurntableConfig
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.interfaces import Renderer
 from ouroboros3d.rendering import render
+from ouroboros3d.visualize import shrink
+
+if TYPE_CHECKING:
+    from ouroboros3d.sampler import SamplerStep
+
+HISTORY_PIXELS = 256  # of a kept step's pictures: 25 full steps would hold gigabytes
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,13 @@ class Step3D:
     gaussians: Gaussians  # B = 1
     views: Tensor  # [V, 3, H, W] decoded prediction
     maps: dict[str, Tensor]  # "rgb" and "ccm", [V, 3, H, W]: what the step hands to the next one
+
+
+def step3d(step: SamplerStep, index: int) -> Step3D:
+    """What the step made of one object, on the CPU, its pictures at most HISTORY_PIXELS wide."""
+    pictures = {name: shrink(images, HISTORY_PIXELS) for name, images in step.pictures(index).items()}
+    gaussians = step.gaussians.scene(index).to("cpu")
+    return Step3D(step.index, step.total, step.sigma, gaussians, pictures.pop("views"), pictures)
 
 
 @dataclass(frozen=True)
