@@ -25,7 +25,7 @@ STEP = ["train.steps=1", "train.batch_size=1", "train.time_budget=", "train.mixe
 # What is added to commands that match, so that each takes seconds: the last of two equal options counts.
 LOOP = ["sampler.steps=1", "turntable.step=120", "turntable.size=32"]
 SMALLER: list[tuple[str, list[str]]] = [
-    (r"run\.sh test\b", ["tests/test_timing.py", "tests/test_statistics.py"]),
+    (r"run\.sh test\b", ["-n0", "tests/test_timing.py", "tests/test_statistics.py"]),
     (r"inference\.py|run\.sh inference", LOOP),
     (r"evaluate\.py", [*ORBITS, "--seeds", "0", "--no_baselines", "sampler.steps=1"]),
     (r"ablate\.py", [*ORBITS, *STEP[1:], "--steps", "1", "--seeds", "0", "--rows", "joint", "sampler.steps=1"]),
@@ -120,7 +120,11 @@ def test_every_printed_command_runs(page, clone):
     for reason, body in blocks(page):
         for words in commands(body) if not reason else ():
             command = smaller(words, clone)
+            before = os.times()
             done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+            after = os.times()
+            seconds = after.children_user + after.children_system - before.children_user - before.children_system
+            print(f"{seconds:6.1f} CPU s  {shlex.join(command)}", flush=True)  # seen with -s
             if done.returncode:
                 failed.append(f"{shlex.join(command)}\n  status {done.returncode}: {done.stderr.strip()[-400:]}")
     assert not failed, "\n".join(failed)
