@@ -39,7 +39,7 @@ def base(tmp_path_factory) -> Path:
         SMALL,
         LEAN,
         {"model": {"conventions": TEXTBOOK}, "data": {"root": str(root / "orbits"), "workers": 0}},
-        {"sampler": {"steps": 5}, "train": {"batch_size": 1, "learning_rate": 1e-3, "tracker": "none"}},
+        {"sampler": {"steps": 3}, "train": {"batch_size": 1, "learning_rate": 1e-3, "tracker": "none"}},
         {"objective": {"detach_feedback": True}},
     )
     (root / "tiny.yaml").write_text(OmegaConf.to_yaml(config))

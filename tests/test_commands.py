@@ -31,7 +31,7 @@ except SystemExit as stop:
 """
 
 
-@pytest.mark.parametrize("module", [f"ouroboros3d.cli.{name}" for name in MODULES])
+@pytest.mark.parametrize("module", [*(f"ouroboros3d.cli.{name}" for name in MODULES), "tests.parity.check"])
 def test_help_needs_nothing_heavy_and_no_module_of_one_system(module):
     done = subprocess.run([sys.executable, "-c", HELP, module], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "usage" in done.stdout, done.stderr
@@ -76,6 +76,12 @@ def test_statuses(capsys):
     assert call(fail, UserError("what to do")) == 2
     assert capsys.readouterr().err == "error: what to do\n"
     assert call(fail, KeyboardInterrupt()) == 130
+    capsys.readouterr()
+    assert call(fail, ModuleNotFoundError("no", name="omegaconf")) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and "has no package omegaconf: " in told and told.count("\n") == 1
+    with pytest.raises(ModuleNotFoundError):  # ours: a fault
+        call(fail, ModuleNotFoundError("no", name="ouroboros3d.nothing"))
     with pytest.raises(SystemExit) as stopped:
         call(os.kill, os.getpid(), signal.SIGTERM)
     assert stopped.value.code == 143

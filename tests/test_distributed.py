@@ -50,6 +50,7 @@ def test_the_classes_that_fsdp2_wraps_are_there():
         assert any(hasattr(home, name) for home in homes), name
 
 
+@pytest.mark.slow
 def test_sharded_over_two_processes_the_objective_has_the_same_loss_and_gradients():
     """torch's FSDP2 on CPUs, the blocks being those of the config; the trainer around it needs GPUs."""
     root = CONFIGS.parents[1]

@@ -121,7 +121,8 @@ def test_every_printed_command_runs(page, clone):
         for words in commands(body) if not reason else ():
             command = smaller(words, clone)
             before = os.times()
-            done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+            kept = {"cwd": clone, "env": environment, "capture_output": True, "text": True}
+            done = subprocess.run(command, timeout=400, **kept)  # one that hangs must not cost CI its time
             after = os.times()
             seconds = after.children_user + after.children_system - before.children_user - before.children_system
             print(f"{seconds:6.1f} CPU s  {shlex.join(command)}", flush=True)  # seen with -s

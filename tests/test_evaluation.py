@@ -378,6 +378,7 @@ class TestTable:
             run(weights, config, out=tmp_path, objects=1)
         assert len(run(models, config, out=tmp_path, objects=2)[0]) == 2
 
+    @pytest.mark.slow
     def test_several_processes_share_the_work(self, models, config, root, tmp_path):
         single, _ = run(models, config, seeds=(0, 1))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

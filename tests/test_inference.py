@@ -149,7 +149,7 @@ def test_a_picture_seen_from_above_gives_another_object(model, results, tmp_path
 
 def test_half_precision_runs_and_stays_close(model, results, tmp_path):
     assert infer(model, tmp_path, "--steps", "1", "--dtype", "fp16", "turntable.step=360") == 0
-    assert infer(model, tmp_path, "--seed", "3", "--dtype", "bf16") == 0
+    assert infer(model, tmp_path, "--seed", "3", "--dtype", "bf16", "turntable.step=360") == 0
     exact, half = (np.asarray(Image.open(f / "toy.png"), float) for f in (results, tmp_path))
     assert 0 < np.abs(exact - half).mean() < 10
 
@@ -268,6 +268,7 @@ def test_finished_pictures_are_skipped(model, tmp_path, capsys, monkeypatch):
         stamp = (out / "toy.ply").stat().st_mtime_ns
 
 
+@pytest.mark.slow
 def test_processes_divide_the_pictures(model, tmp_path):
     """As torchrun starts them: two processes that know their rank, gloo between them."""
     folder = tmp_path / "pictures"

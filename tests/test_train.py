@@ -133,6 +133,7 @@ def test_an_interrupted_joint_run_resumes_exactly(joint, setting):
     assert "random_states_0.pkl" in files and all(files.values()), files
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(setting):
     common = ["train.steps=2", "train.validate_every=9", "train.ema_decay=0"]  # tensorboard too
     one = train(setting, "one", "train.batch_size=1", "train.gradient_accumulation=2", *common)

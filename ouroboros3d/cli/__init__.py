@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from ouroboros3d.errors import UserError
+from ouroboros3d.files import ROOT
 
 # Sub-command of `ouroboros3d` -> (module here, what it does).
 COMMANDS = {
@@ -64,8 +65,8 @@ def load(name: str):
 
 
 def call(main: Callable[..., int | None], *arguments, **options) -> int:
-    """The status of a command: what it returns (None is 0); 2 after a UserError, which is one line on stderr; 130
-    and 143 when Ctrl-C or SIGTERM stopped it, so that a script of several stages stops too."""
+    """The status of a command: what it returns (None is 0); 2 after a UserError or without a package, which is one
+    line on stderr; 130 and 143 when Ctrl-C or SIGTERM stopped it, so that a script of several stages stops too."""
 
     def terminated(*_) -> NoReturn:
         raise SystemExit(143)  # unwinds, so that temporary files are removed
@@ -79,5 +80,12 @@ def call(main: Callable[..., int | None], *arguments, **options) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] in ("ouroboros3d", "tests"):
+            raise
+        activate = ROOT / ".venv" / "bin" / "activate"
+        cure = f"source {activate}" if activate.is_file() else "pip install -r requirements.txt, or ./run.sh setup"
+        print(f"error: {sys.executable} has no package {error.name}: {cure}", file=sys.stderr)
+        return 2
     finally:
         signal.signal(signal.SIGTERM, before)

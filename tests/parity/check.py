@@ -8,45 +8,50 @@ if the folder cannot be used. The repository carries a part of the recorded tens
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch
+from ouroboros3d.cli.options import Parser, say_loading
+from ouroboros3d.errors import UserError
+from tests.parity import NAMES
 
-from tests.parity.fixtures import Case, FixtureError, Fixtures
-from tests.parity.suites import SUITES
+if TYPE_CHECKING:
+    from tests.parity.fixtures import Case, Fixtures
 
 COMMITTED = Path(__file__).parents[1] / "data" / "parity_small"
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument(
         "--fixtures",
         type=Path,
         default=COMMITTED,
         help="folder with config.json and arrays (default: the committed part)",
     )
-    parser.add_argument("--only", nargs="+", choices=SUITES, help="cases of these files only (default: of all)")
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="cases of these files only (default: of all)")
     parser.add_argument("--threads", type=int, default=1, help="more than one differ in float32 rounding")
     args = parser.parse_args(arguments)
+    if not args.fixtures.is_dir():
+        raise UserError(f"{args.fixtures}: no such folder of fixtures")
+    there = [name for name in NAMES if (args.fixtures / f"{name}.safetensors").is_file()]
+    say_loading()
+    import torch
+
+    from tests.parity.fixtures import Fixtures
+
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
     cases: list[Case] = []
-    try:
-        fixtures = Fixtures(args.fixtures)
-        there = [name for name in SUITES if (args.fixtures / f"{name}.safetensors").is_file()]
-        for name in args.only or there or SUITES:
-            cases += run(name, fixtures)
-    except FixtureError as error:
-        print(f"check_parity: {error}", file=sys.stderr)
-        return 2
+    fixtures = Fixtures(args.fixtures)
+    for name in args.only or there or NAMES:
+        cases += run(name, fixtures)
     failed = [case for case in cases if not case.ok]
     seconds = time.perf_counter() - start
     print(f"{len(cases) - len(failed)} of {len(cases)} cases pass ({seconds:.0f} s)")
@@ -57,6 +62,9 @@ def main(arguments: list[str]) -> int:
 
 def run(name: str, fixtures: Fixtures) -> list[Case]:
     """The cases of one fixture file, printed as they come. An exception of ours is a failed case."""
+    from tests.parity.fixtures import Case, FixtureError
+    from tests.parity.suites import SUITES
+
     cases: list[Case] = []
 
     def report(case: Case) -> None:

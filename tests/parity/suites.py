@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from tests.parity import NAMES
 from tests.parity.cameras import check_cameras
 from tests.parity.fixtures import Case, Fixtures
 from tests.parity.lgm import check_lgm
@@ -14,13 +15,8 @@ from tests.parity.sampler import check_sampler, check_sampler_system
 from tests.parity.train_step import check_train_step
 from tests.parity.unet import check_mv_unet
 
-SUITES: dict[str, Callable[[Fixtures], Iterator[Case]]] = {
-    "cameras": check_cameras,
-    "mv_unet": check_mv_unet,
-    "lgm": check_lgm,
-    "render": check_render,
-    "ply": check_ply,
-    "sampler": check_sampler,
-    "sampler_system": check_sampler_system,
-    "train_step": check_train_step,
-}
+CHECKS = (
+    check_cameras, check_mv_unet, check_lgm, check_render, check_ply, check_sampler, check_sampler_system,
+    check_train_step,
+)  # fmt: skip
+SUITES: dict[str, Callable[[Fixtures], Iterator[Case]]] = dict(zip(NAMES, CHECKS, strict=True))
