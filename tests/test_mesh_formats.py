@@ -124,7 +124,7 @@ def special(path: Path, feature: str) -> Path:
     elif feature == "plain integers":
         attributes["POSITION"], node["scale"] = g.array(vertices * 20, "i2"), [0.05] * 3
     elif feature == "texCoord 2":
-        attributes = {"TEXCOORD_0": g.array(uv * 0), "TEXCOORD_2": g.array(uv)}
+        attributes = {f"TEXCOORD_{i}": g.array(uv * (i == 2)) for i in range(3)}
         info = {"texCoord": 2}
     elif feature == "transform":
         cos, sin = np.cos(0.7), np.sin(0.7)

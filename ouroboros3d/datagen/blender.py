@@ -200,8 +200,8 @@ def _repair_materials(path: Path, findings: Findings) -> None:
             name = os.path.basename(image.filepath.replace("\\", "/"))
             found = find_texture(path, name) if name else None
             if found:
-                image.filepath = str(found.resolve())
-                image.reload()
+                # A new one: what Blender 5 made of a missing file stays empty when reloaded from another.
+                node.image = image = bpy.data.images.load(str(found.resolve()), check_existing=True)
             if not image.size[0]:
                 text = f"material '{material.name}': texture '{name or image.name}' is missing or broken"
                 findings.warn(text, "missing textures")
