@@ -6,29 +6,22 @@ refused if the file requires it, else reported.
 
 from __future__ import annotations
 
-import base64
-import json
 import math
-import struct
 import urllib.parse
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .assets import AssetError, Findings, Unsupported
-from .pictures import PictureError, Pictures, check_local, find_file, optional
+from .gltf_buffers import COMPRESSED, Buffers, data_uri, parse
+from .pictures import PictureError, Pictures, optional
 from .surface import Material, Part, Texture, check_count, to_linear, to_srgb
 
-TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
-WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 WRAPS = {10497: "repeat", 33071: "clamp", 33648: "mirror"}
 NEAREST = 9728
 MODES = {0: "points", 1: "lines", 2: "lines", 3: "lines", 4: "triangles", 5: "triangle strips", 6: "triangle fans"}
-MAX_VALUES = 200_000_000  # of an accessor: a count beyond this is no mesh but a mistake
-COMPRESSED = {"EXT_meshopt_compression", "KHR_meshopt_compression"}
 PICTURES = {"EXT_texture_webp", "EXT_texture_avif", "KHR_texture_basisu", "MSFT_texture_dds"}
 RENDERED = COMPRESSED | PICTURES
 RENDERED |= {"KHR_draco_mesh_compression", "KHR_mesh_quantization", "KHR_texture_transform", "KHR_node_visibility"}
@@ -51,7 +44,7 @@ UNSEEN |= {"KHR_node_hoverability", "KHR_audio_emitter", "KHR_interactivity", "K
 
 def read_gltf(path: Path, pictures: Pictures, findings: Findings, max_faces: int | None) -> list[Part]:
     """The parts of a file's default scene, or of its first, y up. Raises AssetError."""
-    tree, chunk = _parse(path.read_bytes())
+    tree, chunk = parse(path.read_bytes())
     version = str(tree.get("asset", {}).get("version", "1.0"))
     if not version.startswith("2"):
         raise Unsupported(f"glTF {version}", "is not read; only glTF 2.0 is")
@@ -68,28 +61,11 @@ def read_gltf(path: Path, pictures: Pictures, findings: Findings, max_faces: int
     return list(_Reader(path, tree, chunk, pictures, findings, max_faces).parts())
 
 
-def _parse(data: bytes) -> tuple[dict[str, Any], bytes | None]:
-    """The JSON tree, and the binary chunk of a .glb file."""
-    if not data.startswith(b"glTF"):
-        return json.loads(data.decode("utf-8-sig")), None
-    version, length = struct.unpack("<II", data[4:12])
-    if version != 2:
-        raise Unsupported(f"glTF {version}", "is not read; only glTF 2.0 is")
-    if length > len(data):
-        raise AssetError(f"is cut short: {len(data):,} of {length:,} bytes")
-    chunks, at = {}, 12
-    while at + 8 <= length:
-        size, kind = struct.unpack("<II", data[at : at + 8])
-        chunks.setdefault(kind, data[at + 8 : at + 8 + size])
-        at += 8 + size
-    return json.loads(chunks[0x4E4F534A]), chunks.get(0x004E4942)
-
-
 class _Reader:
     """One file while it is read. Indices are the file's."""
 
     def __init__(self, path: Path, tree: dict, chunk: bytes | None, pictures: Pictures, findings: Findings, most):
-        self.path, self.tree, self.chunk, self.pictures = path, tree, chunk, pictures
+        self.tree, self.pictures = tree, pictures
         self.findings, self.max_faces, self.faces = findings, most, 0
         self.nodes = tree.get("nodes", [])
         self.parents = {}
@@ -98,7 +74,8 @@ class _Reader:
                 if self.parents.setdefault(child, number) != number:
                     raise AssetError(f"node {child} has two parents")
         self._worlds: dict[int, np.ndarray] = {}
-        self.buffer, self.view, self.accessor = (lru_cache(None)(f) for f in (self._buffer, self._view, self._accessor))
+        buffers = Buffers(path, tree, chunk, findings)
+        self.view, self.accessor = buffers.view, buffers.accessor
         self.primitive = lru_cache(64)(self._primitive)
 
     # ------------------------------------------------------------ nodes
@@ -251,7 +228,7 @@ class _Reader:
         for key, number in draco["attributes"].items():
             values = np.asarray(mesh.get_attribute_by_unique_id(number)["data"])
             normalized = self.tree["accessors"][primitive["attributes"][key]].get("normalized")
-            found[key] = _normalized(values, normalized and values.dtype.kind in "iu")
+            found[key] = normalized(values, normalized and values.dtype.kind in "iu")
         return found, np.asarray(mesh.faces).reshape(-1)
 
     # ------------------------------------------------------------ materials
@@ -333,70 +310,8 @@ class _Reader:
         if uri is None:
             return self.pictures.get(index, lambda: self.view(image["bufferView"]))
         if uri.startswith("data:"):
-            return self.pictures.get(index, lambda: _data_uri(uri))
+            return self.pictures.get(index, lambda: data_uri(uri))
         return self.pictures.named(urllib.parse.unquote(uri))
-
-    # ------------------------------------------------------------ numbers
-
-    def _accessor(self, index: int) -> np.ndarray:
-        """[count, width], with fractions where the file says normalized (3.6.2). Not to be changed."""
-        data = self.tree["accessors"][index]
-        dtype, width, count = np.dtype(TYPES[data["componentType"]]), WIDTHS[data["type"]], data["count"]
-        if not 0 <= count * width <= MAX_VALUES:
-            raise AssetError(f"accessor {index} claims {count:,} elements")
-        if "bufferView" in data:
-            stride = self.tree["bufferViews"][data["bufferView"]].get("byteStride")
-            offset = data.get("byteOffset", 0)
-            values = _elements(self.view(data["bufferView"]), dtype, count, width, offset, stride, index)
-        else:
-            values = np.zeros((count, width), dtype)
-        if "sparse" in data:
-            self.findings.met("sparse accessors")
-            sparse, values = data["sparse"], values.copy()
-            where, what = sparse["indices"], sparse["values"]
-            type_ = np.dtype(TYPES[where["componentType"]])
-            at = (where.get("byteOffset", 0), what.get("byteOffset", 0))
-            places = _elements(self.view(where["bufferView"]), type_, sparse["count"], 1, at[0], None, index)
-            new = _elements(self.view(what["bufferView"]), dtype, sparse["count"], width, at[1], None, index)
-            values[places[:, 0]] = new
-        return _normalized(values, data.get("normalized"))
-
-    def _view(self, index: int) -> bytes:
-        data = self.tree["bufferViews"][index]
-        packed = next((v for k, v in data.get("extensions", {}).items() if k in COMPRESSED), None)
-        if packed:
-            return self._unpacked(packed)
-        buffer, start = self.buffer(data["buffer"]), data.get("byteOffset", 0)
-        if start + data["byteLength"] > len(buffer):
-            raise AssetError(f"is cut short: buffer view {index} ends behind its buffer of {len(buffer):,} bytes")
-        return buffer[start : start + data["byteLength"]]
-
-    def _unpacked(self, packed: dict) -> bytes:
-        """The bytes of a view under EXT_meshopt_compression."""
-        try:
-            meshopt = optional("meshopt")
-        except ImportError as error:
-            raise Unsupported("EXT_meshopt_compression", str(error)) from error
-        count, stride, start = packed["count"], packed["byteStride"], packed.get("byteOffset", 0)
-        if count * stride > 4 * MAX_VALUES:
-            raise AssetError(f"a compressed buffer view claims {count:,} elements")
-        data = self.buffer(packed["buffer"])[start : start + packed["byteLength"]]
-        rows = meshopt.decode_gltf_buffer(data, count, stride, packed["mode"], packed.get("filter"))
-        return np.ascontiguousarray(rows if packed["mode"] == "ATTRIBUTES" else rows.astype(f"<u{stride}")).tobytes()
-
-    def _buffer(self, index: int) -> bytes:
-        uri = self.tree["buffers"][index].get("uri")
-        if uri is None:
-            if self.chunk is None or index:
-                raise AssetError(f"buffer {index} has no data")
-            return self.chunk
-        if uri.startswith("data:"):
-            return _data_uri(uri)
-        check_local(uri)
-        path = find_file(self.path.parent, urllib.parse.unquote(uri))
-        if path is None:
-            raise AssetError(f"buffer '{uri}' is missing, or not in the file's own folder")
-        return path.read_bytes()
 
 
 def _local(node: dict) -> np.ndarray:
@@ -428,27 +343,6 @@ def _triangles(indices: np.ndarray, kind: str) -> np.ndarray:
     if kind == "triangle fans":
         return np.stack([indices[k + 1], indices[k + 2], indices[k * 0]], -1)
     return np.stack([indices[k], indices[k + 1 + k % 2], indices[k + 2 - k % 2]], -1)
-
-
-def _elements(view: bytes, dtype, count: int, width: int, offset: int, stride: int | None, index: int) -> np.ndarray:
-    """[count, width] out of a buffer view. Raises AssetError if it is too short."""
-    stride = stride or width * dtype.itemsize
-    if count and offset + (count - 1) * stride + width * dtype.itemsize > len(view):
-        raise AssetError(f"is cut short: accessor {index} of {count:,} elements ends behind its {len(view):,} bytes")
-    return np.ndarray((count, width), dtype, view, offset, (stride, dtype.itemsize))
-
-
-def _normalized(values: np.ndarray, normalized: bool | None) -> np.ndarray:
-    """Integers as fractions (3.6.2.2), or as they are."""
-    if not normalized:
-        return values
-    return np.maximum(values.astype(np.float32) / np.iinfo(values.dtype).max, -1)
-
-
-def _data_uri(uri: str) -> bytes:
-    head, _, body = uri.partition(",")
-    body = urllib.parse.unquote_to_bytes(body)
-    return base64.b64decode(body) if head.endswith(";base64") else body
 
 
 def _tinted(pixels: np.ndarray, factor: np.ndarray) -> np.ndarray:

@@ -1,0 +1,131 @@
+"""The numbers of a glTF 2.0 file: its JSON tree, buffers, views and accessors, packed or not.
+
+"3.6.2" and the like are sections of the glTF 2.0 specification.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import urllib.parse
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .assets import AssetError, Findings, Unsupported
+from .pictures import check_local, find_file, optional
+
+TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+MAX_VALUES = 200_000_000  # of an accessor: a count beyond this is no mesh but a mistake
+COMPRESSED = {"EXT_meshopt_compression", "KHR_meshopt_compression"}
+
+
+def parse(data: bytes) -> tuple[dict[str, Any], bytes | None]:
+    """The JSON tree, and the binary chunk of a .glb file."""
+    if not data.startswith(b"glTF"):
+        return json.loads(data.decode("utf-8-sig")), None
+    version, length = struct.unpack("<II", data[4:12])
+    if version != 2:
+        raise Unsupported(f"glTF {version}", "is not read; only glTF 2.0 is")
+    if length > len(data):
+        raise AssetError(f"is cut short: {len(data):,} of {length:,} bytes")
+    chunks, at = {}, 12
+    while at + 8 <= length:
+        size, kind = struct.unpack("<II", data[at : at + 8])
+        chunks.setdefault(kind, data[at + 8 : at + 8 + size])
+        at += 8 + size
+    return json.loads(chunks[0x4E4F534A]), chunks.get(0x004E4942)
+
+
+class Buffers:
+    """The buffers of one file. `accessor(i)`, `view(i)` and `buffer(i)` are read once; indices are the file's."""
+
+    def __init__(self, path: Path, tree: dict, chunk: bytes | None, findings: Findings) -> None:
+        self.path, self.tree, self.chunk, self.findings = path, tree, chunk, findings
+        self.buffer, self.view, self.accessor = (lru_cache(None)(f) for f in (self._buffer, self._view, self._accessor))
+
+    def _accessor(self, index: int) -> np.ndarray:
+        """[count, width], with fractions where the file says normalized (3.6.2). Not to be changed."""
+        data = self.tree["accessors"][index]
+        dtype, width, count = np.dtype(TYPES[data["componentType"]]), WIDTHS[data["type"]], data["count"]
+        if not 0 <= count * width <= MAX_VALUES:
+            raise AssetError(f"accessor {index} claims {count:,} elements")
+        if "bufferView" in data:
+            stride = self.tree["bufferViews"][data["bufferView"]].get("byteStride")
+            offset = data.get("byteOffset", 0)
+            values = _elements(self.view(data["bufferView"]), dtype, count, width, offset, stride, index)
+        else:
+            values = np.zeros((count, width), dtype)
+        if "sparse" in data:
+            self.findings.met("sparse accessors")
+            sparse, values = data["sparse"], values.copy()
+            where, what = sparse["indices"], sparse["values"]
+            type_ = np.dtype(TYPES[where["componentType"]])
+            at = (where.get("byteOffset", 0), what.get("byteOffset", 0))
+            places = _elements(self.view(where["bufferView"]), type_, sparse["count"], 1, at[0], None, index)
+            new = _elements(self.view(what["bufferView"]), dtype, sparse["count"], width, at[1], None, index)
+            values[places[:, 0]] = new
+        return normalized(values, data.get("normalized"))
+
+    def _view(self, index: int) -> bytes:
+        data = self.tree["bufferViews"][index]
+        packed = next((v for k, v in data.get("extensions", {}).items() if k in COMPRESSED), None)
+        if packed:
+            return self._unpacked(packed)
+        buffer, start = self.buffer(data["buffer"]), data.get("byteOffset", 0)
+        if start + data["byteLength"] > len(buffer):
+            raise AssetError(f"is cut short: buffer view {index} ends behind its buffer of {len(buffer):,} bytes")
+        return buffer[start : start + data["byteLength"]]
+
+    def _unpacked(self, packed: dict) -> bytes:
+        """The bytes of a view under EXT_meshopt_compression."""
+        try:
+            meshopt = optional("meshopt")
+        except ImportError as error:
+            raise Unsupported("EXT_meshopt_compression", str(error)) from error
+        count, stride, start = packed["count"], packed["byteStride"], packed.get("byteOffset", 0)
+        if count * stride > 4 * MAX_VALUES:
+            raise AssetError(f"a compressed buffer view claims {count:,} elements")
+        data = self.buffer(packed["buffer"])[start : start + packed["byteLength"]]
+        rows = meshopt.decode_gltf_buffer(data, count, stride, packed["mode"], packed.get("filter"))
+        return np.ascontiguousarray(rows if packed["mode"] == "ATTRIBUTES" else rows.astype(f"<u{stride}")).tobytes()
+
+    def _buffer(self, index: int) -> bytes:
+        uri = self.tree["buffers"][index].get("uri")
+        if uri is None:
+            if self.chunk is None or index:
+                raise AssetError(f"buffer {index} has no data")
+            return self.chunk
+        if uri.startswith("data:"):
+            return data_uri(uri)
+        check_local(uri)
+        path = find_file(self.path.parent, urllib.parse.unquote(uri))
+        if path is None:
+            raise AssetError(f"buffer '{uri}' is missing, or not in the file's own folder")
+        return path.read_bytes()
+
+
+def _elements(view: bytes, dtype, count: int, width: int, offset: int, stride: int | None, index: int) -> np.ndarray:
+    """[count, width] out of a buffer view. Raises AssetError if it is too short."""
+    stride = stride or width * dtype.itemsize
+    if count and offset + (count - 1) * stride + width * dtype.itemsize > len(view):
+        raise AssetError(f"is cut short: accessor {index} of {count:,} elements ends behind its {len(view):,} bytes")
+    return np.ndarray((count, width), dtype, view, offset, (stride, dtype.itemsize))
+
+
+def normalized(values: np.ndarray, normalized: bool | None) -> np.ndarray:
+    """Integers as fractions (3.6.2.2), or as they are."""
+    if not normalized:
+        return values
+    return np.maximum(values.astype(np.float32) / np.iinfo(values.dtype).max, -1)
+
+
+def data_uri(uri: str) -> bytes:
+    """What a data: address holds."""
+    head, _, body = uri.partition(",")
+    body = urllib.parse.unquote_to_bytes(body)
+    return base64.b64decode(body) if head.endswith(";base64") else body
