@@ -25,6 +25,7 @@ from orbit_folders import orbit_dataset  # noqa: E402
 from ouroboros3d.cli import call, get_furniture, render_orbits  # noqa: E402
 from ouroboros3d.data.orbit_files import read_meta, read_rgba  # noqa: E402
 from ouroboros3d.datagen import orbit_renderer as render  # noqa: E402
+from ouroboros3d.datagen import workers  # noqa: E402
 from ouroboros3d.datagen.assets import Asset, Findings, hold_out, open_assets, safe_unzip  # noqa: E402
 from ouroboros3d.datagen.meshes import load_surface  # noqa: E402
 from ouroboros3d.datagen.polygons import triangulate  # noqa: E402
@@ -418,7 +419,7 @@ def hungry(asset: Asset) -> render.Outcome:
 
 def test_memory_that_is_not_there_is_one_failure(tmp_path, monkeypatch):
     pytest.importorskip("resource")
-    monkeypatch.setattr(render, "limit_memory", lambda most: None)
+    monkeypatch.setattr(workers, "limit_memory", lambda most: None)
 
     def greedy(*_):
         raise MemoryError

@@ -10,19 +10,13 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,12 +35,12 @@ from .meshes import load_surface
 from .procedural import random_object
 from .raycast import Raycaster, orbit_pose
 from .surface import OBJECT_RADIUS, Surface
+from .workers import Outcome, run_all
 
 FRAMES = 16
 ELEVATIONS = (-5.0, 30.0)
 MAX_FACES = 5_000_000  # 3 GB of memory a worker, with light and without textures
 FILL = float(np.tan(np.arcsin(OBJECT_RADIUS / DISTANCE)) / np.tan(np.radians(FOV / 2)))  # 0.832
-MIN_MEMORY = 6.0  # GB that every worker may take, else its share of the machine's
 MAX_NAME = 255  # bytes, on all usual file systems
 STALE = 3600  # seconds without a new file, after which a hidden folder belongs to a killed run
 
@@ -95,20 +89,6 @@ class Scene(Protocol):
 
     def render(self, c2w: np.ndarray, size: int, samples: int, fov: float) -> np.ndarray: ...
     def depth(self, c2w: np.ndarray, size: int, fov: float) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one asset. failure: the reason, or None; warnings, features: see assets.Findings; views: rendered
-    now; seconds, processor: time it took."""
-
-    asset: Asset
-    failure: str | None = None
-    warnings: list[str] = field(default_factory=list)
-    features: dict[str, str] = field(default_factory=dict)
-    views: int = 0
-    seconds: float = 0.0
-    processor: float = 0.0
 
 
 def light_backend(asset: Asset, settings: Settings, findings: Findings) -> tuple[Scene, str]:
@@ -287,53 +267,6 @@ def _finished_meta(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / 'meta.json'}: is no JSON ({error}); delete {folder} to render it again") from error
 
 
-def run_all(work: Callable[[Asset], Outcome], assets: list[Asset], workers: int) -> Iterator[Outcome]:
-    """Outcomes of all assets in the order in which they come, from processes of their own.
-
-    An asset whose process dies (a crash in a native library, the memory gone) is found by trying the suspects one by
-    one, and becomes a failure. What `work` raises ends the run; the objects under way are finished first.
-    """
-    waiting = list(assets)
-    while waiting:
-        done = set()
-        try:
-            yield from _pooled(work, waiting, workers, done)
-        except BrokenProcessPool:
-            # Assets are handed out in order, so the first ones without an outcome were under way.
-            suspects = [asset for asset in waiting if asset.id not in done][:workers]
-            for asset in suspects:
-                done.add(asset.id)
-                try:
-                    yield from _pooled(work, [asset], 1, set())
-                except BrokenProcessPool:
-                    yield Outcome(asset, "its process died: out of memory, or a crash in the renderer")
-        waiting = [asset for asset in waiting if asset.id not in done]
-
-
-def _pooled(work: Callable, assets: Iterable[Asset], workers: int, done: set[str]) -> Iterator[Outcome]:
-    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(workers,)) as pool:
-        try:
-            futures: list[Future[Outcome]] = [pool.submit(work, asset) for asset in assets]
-            for future in as_completed(futures):
-                outcome = future.result()
-                done.add(outcome.asset.id)
-                yield outcome
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(workers: int) -> None:
-    """Interrupts are the parent's; and where it was killed, its processes would wait for work for ever."""
-    limit_memory(max(MIN_MEMORY, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9 / workers))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        connection.wait([parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def prepare_out(settings: Settings, **more: Any) -> None:
     """Make the output folder, sweep up after killed runs, and hold it to one set of options; raises UserError.
 
@@ -395,14 +328,6 @@ def feature_table(outcomes: list[Outcome]) -> list[str]:
     rows = sorted(counts.items(), key=lambda item: (-item[1].total(), item[0]))
     cells = [(name, row, "  ".join(f"{row[kind]:>{len(kind)}}" for kind in OUTCOMES)) for name, row in rows]
     return head + [f"{name:{width}}  {row.total():>7}  {text}" for name, row, text in cells]
-
-
-def limit_memory(most: float) -> None:
-    """Let this process take `most` GB: an asset that needs more is a failure, not the end of the machine."""
-    with suppress(ImportError, ValueError, OSError):  # where the system has no such limit
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (int(most * 1e9),) * 2)
 
 
 def render_set(
