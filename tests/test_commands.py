@@ -37,6 +37,15 @@ def test_help_needs_nothing_heavy_and_no_module_of_one_system(module):
     assert done.returncode == 0 and "usage" in done.stdout, done.stderr
 
 
+def test_no_module_needs_one_system_to_be_imported():
+    """What only some systems have is imported where it is used, and not at the top of a module."""
+    some = {"resource", "fcntl", "termios", "pwd", "grp", "winreg", "msvcrt"}
+    for path in (ROOT / "ouroboros3d").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = {a.name for a in node.names} if isinstance(node, ast.Import) else {getattr(node, "module", None)}
+            assert not names & some, f"{path}: {names & some}"
+
+
 @pytest.mark.parametrize("path", DOORS, ids=lambda p: p.name)
 def test_doors_are_thin_and_lead_to_a_command(path):
     text = path.read_text()
