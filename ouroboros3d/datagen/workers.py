@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, parent_process
 
-import psutil
-
 from .assets import Asset
 
 MIN_MEMORY = 6.0  # GB that every worker may take, else its share of the machine's
@@ -70,6 +68,8 @@ def _pooled(work: Callable, assets: Iterable[Asset], workers: int, done: set[str
 
 def _start_worker(workers: int) -> None:
     """Interrupts are the parent's; and where it was killed, its processes would wait for work for ever."""
+    import psutil  # asks the system for more than --help needs
+
     limit_memory(max(MIN_MEMORY, psutil.virtual_memory().total / 1e9 / workers))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
