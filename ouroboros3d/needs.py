@@ -166,7 +166,7 @@ def announce(config: Config, device: torch.device, dtype: torch.dtype) -> str:
     stages = _remembered_stages(config, dtype)
     if device.type != "cuda":
         seconds = step_flop(stages) / matmul_rate(dtype)
-        steps = config.sampler.steps
+        steps = config.sampler.taken_steps
         return (
             f"on this CPU a step takes at least {seconds / 60:.1f} minutes, {steps} steps {steps * seconds / 3600:.1f} "
             "hours: fewer steps (--steps) and --dtype bf16, where the processor has it, are faster"

@@ -247,7 +247,7 @@ class Ouroboros3DPipeline:
         config = config or self.config
         auto = elevation == "auto"
         grid = elevation_grid(*config.cameras.trained_elevations) if auto else [float(elevation)]
-        stop, found = math.ceil(SHARE * config.sampler.steps), []
+        stop, found = math.ceil(SHARE * config.sampler.taken_steps), []
         starts = candidates(seed, grid, count)
         size = self.batch_size(len(starts))
         for part in (starts[i : i + size] for i in range(0, len(starts), size)):
@@ -355,7 +355,7 @@ class Ouroboros3DPipeline:
 
     def _with_bar(self, steps: Iterator[SamplerStep], config: Config) -> Iterator[SamplerStep]:
         with tqdm(
-            **{"total": config.sampler.steps, "unit": "step", "file": sys.stderr} | self.progress_bar_config
+            **{"total": config.sampler.taken_steps, "unit": "step", "file": sys.stderr} | self.progress_bar_config
         ) as bar:
             for step in steps:
                 bar.set_postfix_str(f"sigma {step.sigma:.3g}", refresh=False)

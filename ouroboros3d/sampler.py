@@ -104,7 +104,7 @@ class StepPlan:
 def plan_steps(config: SamplerConfig, sigmas: list[float], every_step: bool = True) -> list[StepPlan]:
     """One plan per step for falling noise levels, with or without the final 0. Without `every_step` only what feeds
     the next step, and the last, is made."""
-    sigmas = sigmas[: config.steps]
+    sigmas = sigmas[: config.taken_steps]
     end = next((i for i, sigma in enumerate(sigmas) if sigma <= config.last_sigma), len(sigmas) - 1)
     sigmas = sigmas[: end + 1]
 
@@ -189,7 +189,7 @@ class Sampler:
 
         # Everything that does not change over the steps: conditions, camera rays, guidance.
         with clock("condition", device):
-            scheduler = diffusion.euler_schedule(config.scheduler, config.steps, device)
+            scheduler = diffusion.euler_schedule(config.scheduler, config.taken_steps, device)
             plans = plan_steps(config, scheduler.sigmas.tolist(), every_step)
             scale = diffusion.guidance_ramp(*config.guidance, views, device)
             conditions = self._conditions(image, cameras, noise, {plan.halves for plan in plans})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import struct
@@ -110,6 +111,14 @@ def test_the_app_makes_what_the_pipeline_makes(worker, toy):
     output = worker.pipeline(prepared.image, seed=4, num_inference_steps=3, elevation=10.0)
     assert torch.allclose(made.gaussians.to_tensor(), output[0].gaussians.to_tensor(), atol=1e-5)
     assert len(made.history) == 3 and made.elevation == 10.0
+
+
+def test_a_preset_may_end_the_loop_earlier(worker, toy, monkeypatch):
+    sampler = dataclasses.replace(worker.pipeline.config.sampler, step_share=0.7, last_sigma=1.0, loop_decoder="half")
+    monkeypatch.setattr(worker.pipeline, "config", dataclasses.replace(worker.pipeline.config, sampler=sampler))
+    settings = Settings(steps=5, candidates=2)  # 4 steps, of which the last is at 0.002
+    *steps, made = worker.run(worker.prepare(toy, Framing()), settings, threading.Event())
+    assert [step.total for step in steps] == [3, 3, 3] and len(made.history) == 3
 
 
 def test_the_best_of_several_seeds_is_finished(worker, toy):

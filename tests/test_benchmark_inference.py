@@ -24,7 +24,9 @@ def calls(config, part: str) -> float:
         (["sampler.loop_decoder=tiny"], {"decode": 1, "decode, tiny": 24, "decode, half": 0}),
         (OPTIONS["guidance_sigma=[0.5,100]"], {"U-Net, two halves": 12, "U-Net, one half": 13}),
         (OPTIONS["last_sigma=0.2"], {"U-Net, two halves": 21, "decode": 21}),
-        (OPTIONS["fast"], {"U-Net, two halves": 12, "U-Net, one half": 9, "decode": 5, "adapters": 5}),
+        (OPTIONS["fast"], {"U-Net, two halves": 12, "U-Net, one half": 9, "decode": 1, "decode, half": 4}),
+        (OPTIONS["fast"], {"adapters": 5, "LGM": 5}),
+        (OPTIONS["draft"], {"U-Net, two halves": 9, "U-Net, one half": 7, "decode": 1, "decode, tiny": 3}),
     ],
 )
 def test_a_run_calls_its_parts_as_often_as_its_plan_says(options, expected):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,15 @@ def test_scoring_stops_at_its_step(pipe, picture):
 
     assert torch.equal(scored(steps(), images, 2), score(list(pipe.steps(images, [1]))[1], images))
     assert seen == [0, 1]
+
+
+def test_a_shorter_loop_and_smaller_views_are_scored_as_well(pipe, picture):
+    sampler = replace(pipe.config.sampler, last_sigma=10.0, loop_decoder="half")
+    config = replace(pipe.config, sampler=sampler)
+    steps = list(pipe.steps(picture[None], [1], config=config))
+    assert len(steps) == 2 and steps[0].views.shape[-1] == 16
+    assert torch.isfinite(score_parts(steps[0], picture[None])["agreement"]).all()
+    assert torch.equal(scored(iter(steps), picture[None], 3), score(steps[-1], picture[None]))
 
 
 def test_the_chosen_object_is_that_of_its_seed(pipe, picture):

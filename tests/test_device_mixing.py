@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTen
 from ouroboros3d import sampler
 from ouroboros3d.build import Models, build_cameras, build_models
 from ouroboros3d.config.schema import Config
+from ouroboros3d.diffusion import euler_schedule
 from ouroboros3d.objective import Objective
 from ouroboros3d.sampler import Noise, Sampler, last_step
 from ouroboros3d.training.dry_run import _flat_renderer, blank_batch
@@ -57,26 +57,29 @@ def test_the_simulation_sees_a_tensor_left_on_the_cpu(fake):
         torch.empty(2, device=GPU) + torch.empty(2)
 
 
-class ShapesOfASchedule:
-    """diffusers' scheduler compares sigmas, which have no values here."""
+class Sigmas(list):
+    """Noise levels lie on the CPU, where their values are known; as tensors they would be fake."""
 
-    init_noise_sigma = 1.0
-
-    def __init__(self, steps: int) -> None:
-        self.timesteps = torch.empty(steps, device=GPU)
-        self.sigmas = SimpleNamespace(tolist=lambda: [float(steps - i) for i in range(steps + 1)])
-
-    def scale_model_input(self, x: Tensor, t: Tensor) -> Tensor:
-        return x * t
-
-    def step(self, v: Tensor, t: Tensor, x: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(prev_sample=x + v * t, pred_original_sample=x - v)
+    tolist = list.copy
 
 
-def test_the_loop(fake, make_config, monkeypatch):
-    config = make_config({"sampler": {"steps": 2}}, lean=True)
-    monkeypatch.setattr(sampler.FiniteWatch, "look", lambda _self: None)  # asks for values
-    monkeypatch.setattr(sampler.diffusion, "euler_schedule", lambda _c, steps, _device: ShapesOfASchedule(steps))
+def schedule_on_gpu(config, steps: int, _device):
+    """diffusers' own, with timesteps on the device."""
+    with unset_fake_temporarily():
+        scheduler = euler_schedule(config, steps)
+        scheduler.sigmas = Sigmas(scheduler.sigmas.tolist())
+    scheduler.timesteps = torch.empty(steps, device=GPU)
+    return scheduler
+
+
+@pytest.mark.parametrize("preset", ["exact", "fast"])
+def test_the_loop(fake, make_config, monkeypatch, preset):
+    """Also that no step waits for the device: fake tensors refuse to tell their values."""
+    fast = {"feedback_every": 2, "guidance_sigma": [0.5, 100.0], "loop_decoder": "half"}
+    config = make_config({"sampler": {"steps": 3} | (fast if preset == "fast" else {})}, lean=True)
+    looks = []
+    monkeypatch.setattr(sampler.FiniteWatch, "look", lambda _self: looks.append(1))  # the one wait
+    monkeypatch.setattr(sampler.diffusion, "euler_schedule", schedule_on_gpu)
     with unset_fake_temporarily():
         cameras = build_cameras(config)
     models = models_on_gpu(config).eval()
@@ -86,6 +89,7 @@ def test_the_loop(fake, make_config, monkeypatch):
     noise = Noise(torch.empty(picture, device=GPU), torch.empty(latents, device=GPU))
     step = last_step(run(torch.empty(picture, device=GPU), cameras.to(GPU), noise))
     assert step.views.device == step.gaussians.means.device == step.feedback["ccm"].device == GPU
+    assert len(looks) == 1
 
 
 def test_the_objective_forward_and_backward(fake, make_config):

@@ -7,7 +7,9 @@ import pytest
 import torch
 from plyfile import PlyData
 
+from ouroboros3d.cameras import orbit
 from ouroboros3d.gaussians import PLY_PROPERTIES, SH_C0, Gaussians, load_ply, save_ply
+from ouroboros3d.timing import count_tflop
 
 
 @pytest.fixture
@@ -48,6 +50,13 @@ class TestCovariances:
         aligned = torch.diag_embed(gaussians.scales.square())
         assert (small.covariances() - aligned).abs().max() < 1e-3
         assert (gaussians.covariances() - aligned).abs().max() > 0.1
+
+
+def test_covariances_and_poses_are_no_matrix_products(gaussians):
+    """TF32, which the release trains with, would round these to a thousandth."""
+    cameras = orbit([0.0, 90.0])
+    assert count_tflop(gaussians.covariances) == count_tflop(lambda: cameras.w2c) == 0
+    assert count_tflop(lambda: torch.ones(2, 2) @ torch.ones(2, 2)) > 0
 
 
 class TestPly:

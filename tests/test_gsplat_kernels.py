@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from ouroboros3d.rendering.gsplat_backend import LIBRARY, RendererError, load_kernels
+from ouroboros3d.rendering.gsplat_backend import LIBRARY, VERSION, RendererError, load_kernels
 
 # As gsplat 1.5.3: whoever finds no finished library deletes the folder and compiles.
 BUILDING = """
@@ -63,6 +63,15 @@ def refusal() -> str:
         load_kernels()
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_one_command_installs_what_a_gpu_needs():
+    """gsplat of the version whose rules are ours; LPIPS's networks; a background remover; FSDP2's versions."""
+    lines = (Path(__file__).parents[1] / "requirements.txt").read_text().splitlines()
+    wanted = {line.split(";")[0].split("#")[0].strip() for line in lines}
+    assert any(name.startswith(f"gsplat=={VERSION}.") for name in wanted)
+    assert {"torchvision", "onnxruntime>=1.17", "torch>=2.6", "accelerate>=1.6"} <= wanted
+    assert "transformers>=4.46,!=4.46.0" in wanted  # withdrawn
 
 
 def test_kernels_that_are_there_need_no_compiler(machine):

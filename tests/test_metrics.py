@@ -145,6 +145,19 @@ def test_lpips_of_each_picture_or_their_mean(monkeypatch):
     assert loss(a, b).item() == pytest.approx(0.4) and x.grad.abs().sum() > 0
 
 
+def test_the_network_of_lpips_is_torchmetrics_default(monkeypatch):
+    """AlexNet, the release's, without its weights, which would be fetched."""
+    models = pytest.importorskip("torchvision").models
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    built, make = [], models.alexnet
+    monkeypatch.setattr(models, "alexnet", lambda weights: built.append(weights) or make())
+    monkeypatch.setattr(models, "vgg16", None)
+    LearnedPerceptualImagePatchSimilarity(normalize=True)
+    distances = make_lpips(reduce=False)(picture(size=64), picture(1, size=64))
+    assert built == [models.AlexNet_Weights.DEFAULT] * 2 and distances.shape == (2,)
+
+
 def test_lpips_that_cannot_be_had_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.image.lpip", None)
     with pytest.raises(ConfigError, match=r"objective\.lpips_weight > 0: LPIPS needs") as caught:

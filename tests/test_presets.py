@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,21 +38,21 @@ class TestLayers:
 
     def test_the_last_to_name_one_wins(self, tmp_path):
         path = write(tmp_path / "top.yaml", "sampler: {preset: fast}")
-        assert load_config(path).sampler.loop_decoder == "full"
+        assert load_config(path).sampler.loop_decoder == "half"
         assert load_config(path, ["sampler.preset=draft"]).sampler.loop_decoder == "tiny"
         assert load_config(path, ["sampler.preset=exact"]).sampler == SamplerConfig()
 
-    def test_draft_is_fast_with_the_tiny_decoder(self):
+    def test_draft_is_fast_with_the_tiny_decoder_and_fewer_steps(self):
         fast, draft = (load_config(None, [f"sampler.preset={name}"]).sampler for name in ("fast", "draft"))
-        fast.preset, fast.loop_decoder = "draft", "tiny"
-        assert fast == draft
+        assert draft == replace(fast, preset="draft", loop_decoder="tiny", step_share=0.8, last_sigma=0.5)
+        assert (fast.taken_steps, draft.taken_steps) == (25, 20)
 
     def test_an_unknown_one_is_refused_with_the_names_there_are(self):
         with pytest.raises(ConfigError, match=r"sampler\.preset.*exact.*fast.*draft"):
             load_config(None, ["sampler.preset=faster"])
 
     def test_one_of_which_nothing_is_left_is_refused(self, tmp_path):
-        every = "feedback_every: 1, feedback_sigma: null, guidance_sigma: null, last_sigma: 0.0, dtype: auto"
+        every = "feedback_every: 1, feedback_sigma: null, guidance_sigma: null, last_sigma: 0.0, dtype: auto, loop_decoder: full"
         path = write(tmp_path / "run.yaml", f"sampler: {{preset: exact, {every}}}")
         with pytest.raises(ConfigError, match="sets every key of the preset"):
             load_config(path, ["sampler.preset=fast"])
@@ -71,6 +72,8 @@ class TestLayers:
             ("guidance_sigma=[1]", "lowest, highest"),
             ("last_sigma=700", "must be less than scheduler.sigma_max"),
             ("last_sigma=-1", "at least 0"),
+            ("step_share=0", "more than 0"),
+            ("step_share=1.1", "at most 1"),
         ],
     )
     def test_values_that_cannot_be_meant(self, override, message):
@@ -156,6 +159,10 @@ class TestLoop:
         whole, short = (self.run(models, config, make_cameras, last_sigma=s) for s in (0.0, 3.0))
         assert len(short) == 2 and torch.equal(short[-1].views, whole[1].views)
         assert {s.total for s in short} == {2}
+
+    def test_a_share_of_the_steps_is_that_many_steps(self, models, config, make_cameras):
+        share, fewer = (self.run(models, config, make_cameras, **c) for c in ({"step_share": 0.6}, {"steps": 2}))
+        assert len(share) == 2 and torch.equal(share[-1].views, fewer[-1].views)
 
     def test_the_tiny_decoder_travels_with_the_checkpoint(self, models, config, tmp_path):
         save_checkpoint(tmp_path / "new", models, frozen=True)

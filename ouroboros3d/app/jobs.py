@@ -104,7 +104,7 @@ class Worker:
         cameras = pipeline.cameras([settings.elevation])
         steps = pipeline.steps(picture.image[None], [settings.seed], cameras, config)
         history: list[Step3D] = []
-        while len(history) < settings.steps:
+        while not history or len(history) < history[-1].total:  # a preset may take fewer steps
             with self.lock:
                 if cancelled.is_set():
                     return

@@ -66,10 +66,10 @@ class Page:
         settings = Settings(int(seed), int(steps), float(elevation), int(candidates))
         try:
             cameras = self.worker.pipeline.cameras([settings.elevation])
-            messages = Messages(prepared.name, settings.elevation, cameras, prepared.image, settings.steps)
+            messages = Messages(prepared.name, settings.elevation, cameras, prepared.image)
             for result in self.worker.run(prepared, settings, cancelled):
                 if isinstance(result, Object3D):
-                    done = f"Done: {settings.steps} steps, seed {result.seed}. Turn the object, download it below."
+                    done = f"Done: {len(result.history)} steps, seed {result.seed}. Turn the object, download it below."
                     yield gr.skip(), done, Made(prepared.name, result), on
                 else:
                     yield messages.step(result), f"Step {result.index + 1} of {result.total}", None, off

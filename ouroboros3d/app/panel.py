@@ -30,11 +30,12 @@ def player_panel() -> gr.HTML:
 class Messages:
     """What the panel is told during one run: each message is a new step, and says what all steps share."""
 
-    def __init__(self, title: str, elevation: float, cameras: Cameras, image: Tensor, total: int) -> None:
+    def __init__(self, title: str, elevation: float, cameras: Cameras, image: Tensor) -> None:
         """`image` [3, H, W] in [-1, 1]."""
         data = player_data(title, elevation, cameras, image * 0.5 + 0.5)
-        self.shared = {"run": uuid.uuid4().hex, "data": data | {"about": "", "total": total}}
+        self.shared = {"run": uuid.uuid4().hex, "data": data | {"about": ""}}
 
     def step(self, step: Step3D) -> str:
+        self.shared["data"]["total"] = step.total
         data = step_data(step.gaussians, step.index, step.sigma, {"views": step.views, **step.maps})
         return json.dumps(self.shared | {"step": data})

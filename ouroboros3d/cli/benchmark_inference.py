@@ -152,7 +152,7 @@ def run_cost(config: Config, parts: dict[str, Cost]) -> Cost:
     from ouroboros3d.sampler import plan_steps
 
     sampler = config.sampler
-    sigmas = euler_schedule(sampler.scheduler, sampler.steps).sigmas.tolist()
+    sigmas = euler_schedule(sampler.scheduler, sampler.taken_steps).sigmas.tolist()
     plans = plan_steps(sampler, sigmas, every_step=False)
     guided, fed = sum(plan.guided for plan in plans), sum(plan.fed for plan in plans)
     made = sum(plan.made for plan in plans)

@@ -8,11 +8,13 @@ Shapes: B candidates, V views; pictures in [-1, 1] or [0, 1] as said.
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ouroboros3d.sampler import SamplerStep
@@ -47,6 +49,8 @@ def score_parts(step: SamplerStep, images: Tensor) -> dict[str, Tensor]:
     at the input's camera against the input.
     """
     views, renders = (step.views * 0.5 + 0.5).clamp(0, 1), step.rendering.rgb.clamp(0, 1)
+    if views.shape != renders.shape:  # sampler.loop_decoder=half
+        views = F.interpolate(views.flatten(0, 1), renders.shape[-2:]).unflatten(0, views.shape[:2])
     return {
         "agreement": _psnr(renders[:, 1:], views[:, 1:]),
         "reprojection": _psnr(renders[:, 0], images.to(renders) * 0.5 + 0.5),
@@ -59,8 +63,9 @@ def score(step: SamplerStep, images: Tensor) -> Tensor:
 
 
 def scored(steps: Iterable[SamplerStep], images: Tensor, stop: int) -> Tensor:
-    """Runs `stop` steps of the loop and returns the scores [B] there."""
-    return score(next(itertools.islice(steps, stop - 1, None)), images)
+    """Runs `stop` steps of the loop, or all of a shorter one, and returns the scores [B] there."""
+    step = collections.deque(itertools.islice(steps, stop), maxlen=1).pop()
+    return score(step, images)
 
 
 def _psnr(a: Tensor, b: Tensor) -> Tensor:
