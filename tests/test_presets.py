@@ -52,7 +52,8 @@ class TestLayers:
             load_config(None, ["sampler.preset=faster"])
 
     def test_one_of_which_nothing_is_left_is_refused(self, tmp_path):
-        every = "feedback_every: 1, feedback_sigma: null, guidance_sigma: null, last_sigma: 0.0, dtype: auto, loop_decoder: full"
+        every = "feedback_every: 1, feedback_sigma: null, guidance_sigma: null, last_sigma: 0.0, dtype: auto"
+        every += ", loop_decoder: full"
         path = write(tmp_path / "run.yaml", f"sampler: {{preset: exact, {every}}}")
         with pytest.raises(ConfigError, match="sets every key of the preset"):
             load_config(path, ["sampler.preset=fast"])
