@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ouroboros3d.cli import benchmark_inference
 from ouroboros3d.cli.benchmark_inference import OPTIONS, Cost, run_cost, table
 from ouroboros3d.config.loading import load_config
 from ouroboros3d.timing import count_tflop, matrix_rate
@@ -45,6 +46,15 @@ def test_the_table_compares_with_its_first_row():
     text = table(report)
     assert "| U-Net | 2 | 1 | 0.5 |  |  |" in text
     assert "| fast | 1 | 0.25 | 1 | 0.50 |" in text and "| x | no part |" in text
+
+
+def test_options_are_chosen_by_name(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(benchmark_inference, "benchmark", lambda configs, _options: seen.update(configs))
+    monkeypatch.setattr(benchmark_inference, "table", lambda _report: "")
+    benchmark_inference.main(["--options", "exact", "step_share=0.8", "--device", "meta", "sampler.steps=10"])
+    assert list(seen) == ["exact", "step_share=0.8"]
+    assert [config.sampler.taken_steps for config in seen.values()] == [10, 8]
 
 
 def test_arithmetic_is_counted_and_the_limit_timed():

@@ -179,8 +179,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cpu_time", action="store_true", help="seconds of work, not of the clock")
     parser.add_argument("--device", help="cpu, cuda or meta (default: what the machine has)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
-    arguments, overrides = split_overrides(arguments)
-    options = parser.parse_args(arguments)
+    overrides = [text for text in split_overrides(arguments)[1] if text not in OPTIONS]
+    options = parser.parse_args([text for text in arguments if text not in overrides])
     names = options.options or [name for name in OPTIONS if name != "compile"]
     configs = {name: load_config(options.config, [*OPTIONS[name], *overrides]) for name in names}
     say_loading()
