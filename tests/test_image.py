@@ -1,6 +1,7 @@
 """The front end: every colour mode, every bad file, where the foreground lands, what its edges look like."""
 
 import hashlib
+import struct
 import sys
 import types
 import zipfile
@@ -436,6 +437,48 @@ def swapped_profile() -> bytes:
     """lcms's sRGB profile with the tags of red and blue primaries exchanged."""
     data = profile_of("sRGB")
     return data.replace(b"rXYZ", b"tmpX").replace(b"bXYZ", b"rXYZ").replace(b"tmpX", b"bXYZ")
+
+
+def icc(kind: bytes, space: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile, version 2 (ICC.1:2001-04, 6.1 to 6.3): header, table of tags, tags."""
+    body, table = b"", struct.pack(">I", len(tags))
+    for name, data in tags.items():
+        table += struct.pack(">4sII", name, 128 + 4 + 12 * len(tags) + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    white = struct.pack(">3i", 63190, 65536, 54061)  # D50
+    head = struct.pack(">I4xI4s4s4s12x4s28x", 132 + 12 * len(tags) + len(body), 0x02100000, kind, space, pcs, b"acsp")
+    return (head + white).ljust(128, b"\0") + table + body
+
+
+WHITE = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+
+
+def linear_grey() -> bytes:
+    """Grey whose values are light intensities: half of white is the sRGB value 188."""
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, 256)
+    return icc(b"mntr", b"GRAY", b"XYZ ", {b"wtpt": WHITE, b"kTRC": curve})
+
+
+def grey_inks() -> bytes:
+    """CMYK in which every ink alone is the grey L* = 50, and two or more are black."""
+    lightness = [(255, 127, 0)[min(bin(corner).count("1"), 2)] for corner in range(16)]
+    table = bytes(value for light in lightness for value in (light, 128, 128))
+    unit = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    lut = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + unit + bytes(range(256)) * 4 + table + bytes(range(256)) * 3
+    return icc(b"prtr", b"CMYK", b"Lab ", {b"wtpt": WHITE, b"A2B0": lut})
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "profile", "expected"),
+    [
+        ("L", 128, linear_grey(), 188),
+        ("CMYK", (255, 0, 0, 0), grey_inks(), 118),
+        ("CMYK", (0, 0, 0, 0), grey_inks(), 255),
+    ],
+)
+def test_profiles_of_grey_and_of_inks(tmp_path, mode, colour, profile, expected, caplog):
+    path = saved(Image.new(mode, (8, 8), colour), tmp_path / "a.tiff", icc_profile=profile)
+    assert np.abs(np.subtract(open_picture(path).getpixel((3, 3))[:3], expected)).max() <= 2 and not caplog.records
 
 
 def test_alpha_and_orientation_survive_the_conversion(tmp_path):

@@ -1,7 +1,7 @@
 """Doubles the side of a reconstructor's grid of Gaussians by one more level, which at first changes no picture much.
 
-    python scripts/grow_lgm.py runs/small/lgm_32/export/recon_model.safetensors \\
-      --out runs/small/lgm_grown/recon_model.safetensors
+    python scripts/grow_lgm.py runs/small/lgm/export/recon_model.safetensors \\
+      --out runs/small/lgm_grown/start/recon_model.safetensors
 
 The result fits `model.lgm` with the last entry of `up_channels` repeated (`splat_size` doubles) and
 `colours: residual`: every Gaussian becomes four, smaller and more transparent, with the colour of its own pixel.
