@@ -8,6 +8,7 @@ Every row is a process of its own, its children included; of several repeats the
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def cost(arguments: list[str]) -> tuple[float, float]:
         _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"error: {' '.join(command)} ended with status {process.returncode}")
+        print(f"error: {' '.join(command)} ended with status {process.returncode}", file=sys.stderr)
+        return math.nan, math.nan
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     return used.ru_utime + used.ru_stime, used.ru_maxrss / unit
 
