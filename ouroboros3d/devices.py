@@ -15,6 +15,11 @@ from ouroboros3d.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+OUT_OF_MEMORY = (
+    "the GPU's memory is too small, or in use by others: sampler.offload=true keeps one network at a time there, "
+    "model.conventions.decode_chunk=2 decodes fewer frames at once, --dtype fp16 needs half of float32's, --device cpu "
+    "none"
+)
 DTYPE_NAMES = ("float32", "bf16", "fp16")  # of the networks, as --dtype takes them
 
 
@@ -106,8 +111,4 @@ def gpu_memory() -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        raise DeviceError(
-            "the GPU's memory is too small, or in use by others: sampler.offload=true keeps one network at a time "
-            "there, model.conventions.decode_chunk=2 decodes fewer frames at once, --dtype fp16 needs half of "
-            "float32's, --device cpu none"
-        ) from error
+        raise DeviceError(OUT_OF_MEMORY) from error

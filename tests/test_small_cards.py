@@ -9,8 +9,10 @@ import torch
 
 from ouroboros3d import needs
 from ouroboros3d.build import build_cameras
+from ouroboros3d.cli import call
 from ouroboros3d.cli.inference import parse
-from ouroboros3d.devices import DeviceError, check_shared_memory, pick_device
+from ouroboros3d.devices import DeviceError, check_shared_memory, gpu_memory, pick_device
+from ouroboros3d.errors import TrainingError
 from ouroboros3d.needs import GIB, Stage, announce, loop_bytes, loop_stages, smallest_card
 from ouroboros3d.sampler import NumericalError, Sampler, last_step
 from ouroboros3d.training.dry_run import _does_not_fit, _flat_renderer
@@ -166,3 +168,33 @@ def test_the_release_s_flags():
     )
     assert (options.input_img, options.ckpt, options.output_dir) == (["a.png"], "c", "o")
     assert (options.steps, options.seed) == (7, 3)
+
+
+def out_of_memory(*_args, **_options):
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more")
+
+
+def test_out_of_memory_is_one_line_with_the_options(capsys):
+    """Wherever it happens: while weights move to the GPU, in the loop, in a benchmark."""
+    with pytest.raises(DeviceError) as caught, gpu_memory():
+        out_of_memory()
+    assert call(out_of_memory) == 2
+    text = capsys.readouterr().err
+    assert text == f"error: {one_line(caught)}\n"
+    assert all(way in text for way in ("sampler.offload=true", "decode_chunk=2", "--dtype fp16", "--device cpu"))
+    with pytest.raises(RuntimeError, match="another"):
+        call(lambda: (_ for _ in ()).throw(RuntimeError("another")))
+
+
+def test_out_of_memory_in_training_names_its_own_options(monkeypatch, make_config, make_models, tmp_path):
+    from ouroboros3d.cli.train import train
+
+    config = make_config({"train": {"output_dir": str(tmp_path), "batch_size": 1}}, lean=True)
+    monkeypatch.setattr("ouroboros3d.build.build_models", lambda _config: make_models(config))
+    monkeypatch.setattr("ouroboros3d.data.splits.build_dataset", lambda *_: [{"id": str(i)} for i in range(4)])
+    monkeypatch.setattr("ouroboros3d.data.splits.check_split", lambda *_: None)
+    monkeypatch.setattr("ouroboros3d.evaluation.validation.Validation", lambda *_: None)
+    monkeypatch.setattr("ouroboros3d.training.trainer.Trainer.run", out_of_memory)
+    with pytest.raises(TrainingError, match=r"train\.batch_size.*gradient_checkpointing.*deepspeed_zero2") as caught:
+        train(config, cpu=True)
+    one_line(caught)

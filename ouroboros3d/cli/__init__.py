@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from ouroboros3d.devices import OUT_OF_MEMORY
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import ROOT
 
@@ -80,6 +81,11 @@ def call(main: Callable[..., int | None], *arguments, **options) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+            raise
+        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+        return 2
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] in ("ouroboros3d", "tests"):
             raise
