@@ -111,6 +111,16 @@ class TestContextOrder:
         size = expected.norm()
         assert (alone - expected).norm() < 3e-6 * size < 1e-3 * size < (wrong - expected).norm()
 
+    def test_so_it_is_at_the_full_model_s_width(self, make_config, make_models):
+        unet = {"block_out_channels": [320, 320], "num_attention_heads": [5, 5]}
+        wide = make_models(make_config({"model": {"multiview": {"unet": unet}}}, lean=True)).unet
+        nothing, (sample, t, context, ids) = Residuals([None] * 2, None, [None] * 2), inputs(1, (4, 4))
+        pair = sample.repeat(2, 1, 1, 1, 1), t.repeat(2), torch.cat([0 * context, context]), ids.repeat(2, 1)
+        expected = run(wide, pair, nothing, nothing)[1:]
+        with torch.no_grad():
+            alone = wide(sample, t, context, ids, nothing, nothing, conditional_half=True)
+        assert (alone - expected).norm() < 3e-6 * expected.norm()
+
 
 class TestBatch:
     def test_a_batch_of_two_is_two_single_runs(self, textbook, make_cameras):
