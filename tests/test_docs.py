@@ -29,7 +29,10 @@ SMALLER: list[tuple[str, list[str]]] = [
     (r"inference\.py|run\.sh inference", LOOP),
     (r"evaluate\.py", [*ORBITS, "--seeds", "0", "--no_baselines", "sampler.steps=1"]),
     (r"ablate\.py", [*ORBITS, *STEP[1:], "--steps", "1", "--seeds", "0", "--rows", "joint", "sampler.steps=1"]),
-    (r"ablate\.py", ["--start", "checkpoints/small", "objective.lpips_weight=0", "objective.sigma_levels=[]"]),
+    (
+        r"ablate\.py",
+        ["--train_seeds", "0", "--start", "checkpoints/small", "objective.lpips_weight=0", "objective.sigma_levels=[]"],
+    ),
     (r"train\.py(?!.*first_run)", [*ORBITS, *STEP, "train.validate_every=9", *START]),
     (r"first_run\.yaml", ["train.steps=1", "train.validate_every=9"]),
     (r"benchmark_training\.py", ["--steps", "1", "train.batch_size=1"]),
