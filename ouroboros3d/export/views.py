@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from ouroboros3d.camera_defaults import DISTANCE, FOV
 from ouroboros3d.cameras import Cameras, intrinsics_from_fov, orbit_poses
 from ouroboros3d.gaussians import Gaussians
 
-FOV, DISTANCE = 39.598, 1.7417  # the training cameras, in which an object of radius 0.5 fills the picture
-RADIUS = 0.6  # of objects up to which DISTANCE does; cameras of larger ones stand further away
+RADIUS = 0.6  # of objects up to which DISTANCE shows all; cameras of larger ones stand further away
 GOLDEN_ANGLE = 180 * (3 - math.sqrt(5))
 
 

@@ -231,9 +231,8 @@ class Trainer:
 
     def _check_loss(self, loss: float, seen: list[tuple[int, str]]) -> None:
         if not math.isfinite(loss):
-            way_out = (
-                "; fp16 overflows, try train.mixed_precision=bf16" if self.config.mixed_precision == "fp16" else ""
-            )
+            half = self.config.mixed_precision == "fp16"
+            way_out = "; fp16 overflows, try train.mixed_precision=bf16" if half else ""
             self._stop_before_update(f"the loss is {loss}{way_out}", seen)
         if self._watch.spikes(loss):
             factor, steps = self.config.spike_factor, self.config.spike_steps
