@@ -61,7 +61,7 @@ class Settings:
 
 
 class Worker:
-    """One pipeline on one device, for all users: whoever waits for the lock waits for one step of the loop at most."""
+    """One pipeline on one device, for all users: nobody waits for the lock longer than one step of the loop takes."""
 
     def __init__(self, pipeline: Ouroboros3DPipeline, folder: Path) -> None:
         self.pipeline, self.folder = pipeline, folder

@@ -14,7 +14,7 @@ class AppError(UserError, RuntimeError):
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises AppError if the port cannot be had."""
+    """Raises AppError if the port is taken."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=8 scripts/evaluate.py ...
 
 Prints means over objects with 95 % bootstrap intervals, beside baselines that cost nothing. --out gets objects.csv
-(a row an orbit and seed, as they finish: the same command goes on where it was), summary.json, pictures/ and
+(one row per orbit and seed, as they finish: the same command goes on where it was), summary.json, pictures/ and
 grid.png with the best, median and worst objects. docs/evaluation.md defines every column.
 """
 

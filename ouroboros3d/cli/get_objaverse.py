@@ -12,7 +12,7 @@ were tried on files that were there already. Writes below --out:
     failures.txt            what could not be downloaded, and why (only if anything)
 
 What is downloaded is skipped, so the command can be stopped and repeated. --limit takes objects in the order of a hash,
-so that a larger limit adds to a smaller one. Splits are by creator, again by a hash: whoever made an object of the test
+so that a larger limit adds to a smaller one. Splits are by creator, again by a hash: a creator of an object of the test
 split made none for training, so that no variant stands in both, and a new download moves nobody.
 
 Exit status: 0 all is there, 1 some objects could not be downloaded, 2 nothing could be done.
@@ -70,7 +70,7 @@ def import_objaverse(folder: Path) -> ModuleType:
 def read_annotations(
     objaverse: ModuleType, categories: Iterable[str] | None, licences: Iterable[str], limit: int | None
 ) -> list[dict[str, str]]:
-    """One row an object, by its id: id, split, and ATTRIBUTION_COLUMNS. Raises UserError."""
+    """One row per object, by its id: id, split, and ATTRIBUTION_COLUMNS. Raises UserError."""
     try:
         lvis = objaverse.load_lvis_annotations()
         of_object: dict[str, list[str]] = defaultdict(list)
@@ -135,7 +135,7 @@ def download(objaverse: ModuleType, uids: list[str], processes: int) -> tuple[di
 
 
 def _load(objaverse: ModuleType, uids: list[str], processes: int) -> dict[str, str] | Exception:
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints a line an object
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a line per object
         try:
             return objaverse.load_objects(uids=uids, download_processes=processes)
         except (OSError, EOFError) as error:  # urllib's errors are OSErrors

@@ -6,9 +6,9 @@ Writes into --out:
 
     good.txt, good_train.txt, ...   the ids without a problem, of the whole set and of every list; train with
                                     data.train=validation/good_train.txt
-    report.csv                      a row an orbit: its lists, problems, what looks degenerate, and its numbers
+    report.csv                      one row per orbit: its lists, problems, what looks degenerate, and its numbers
     report.json                     the counts, and the problems of the lists
-    contact_sheet.webp              four views an orbit: those with problems first (red), then degenerate ones (orange),
+    contact_sheet.webp              four views per orbit: problems first (red), then degenerate ones (orange),
                                     then others, evenly from the set
 
 Exit status: 0 all is good, 1 problems were found, 2 the check could not run. A degenerate orbit (flat, tiny, of one
@@ -32,7 +32,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--lists", nargs="+", metavar="FILE", help="in ROOT (default: those of train.txt, val.txt, test.txt)"
     )
-    parser.add_argument("--frames", type=int, default=16, help="views an orbit (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=16, help="views per orbit (default: %(default)s)")
     parser.add_argument("--size", type=int, help="pixels a side that pictures must have (default: what most have)")
     parser.add_argument("--drop-degenerate", action="store_true", help="count degenerate orbits as bad")
     parser.add_argument("--strict", action="store_true", help="orbits that were rendered with warnings are bad")

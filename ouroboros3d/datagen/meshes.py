@@ -37,7 +37,7 @@ def load_surface(
 
     up: the file's up axis, "y" (obj and glTF by custom) or "z". max_texture: larger textures are reduced to this many
     pixels a side. findings: takes the warnings and features met. Of several scenes in a glTF file the default one
-    counts, or the first if none is. A texture that cannot be had leaves the plain colour, and a warning.
+    counts, or the first if none is. A texture that is missing leaves the plain colour, and a warning.
     Raises AssetError when the file is missing, unreadable, empty or too large, or needs what is not supported.
     """
     path, findings = Path(path), Findings() if findings is None else findings

@@ -226,7 +226,7 @@ def _opacity(data: dict[str, str]) -> float:
 
 
 def _texture(data, key: str, label: str, uv: np.ndarray | None, pictures: Pictures, findings) -> Texture | None:
-    """A map with its options; None, and a warning, if it cannot be had."""
+    """A map with its options; None, and a warning, if it is missing or broken."""
     if key not in data:
         return None
     name, scale, offset, clamp = data[key], np.ones(2), np.zeros(2), False

@@ -84,7 +84,7 @@ def chosen_for_sheet(reports: list[OrbitReport], count: int) -> list[OrbitReport
 
 
 def write_report(path: Path, reports: list[OrbitReport], lists: dict[str, list[str]]) -> None:
-    """One row an orbit; several problems are separated by " | "."""
+    """One row per orbit; several problems are separated by " | "."""
     of_lists = {name: set(ids) for name, ids in lists.items()}
     rows = []
     for report in reports:
@@ -120,7 +120,7 @@ def validate(options: argparse.Namespace) -> bool:
         try:
             reports = {report.id: report for report in found_out}
         except BrokenProcessPool as error:
-            raise DataError(f"{root}: a process died, perhaps for want of memory; give fewer --workers") from error
+            raise DataError(f"{root}: a process died, perhaps out of memory; give fewer --workers") from error
     for name, problems in check_set(reports, lists, options.size).items():
         list_problems[name] += problems
     list_problems["set"] = []

@@ -1,4 +1,4 @@
-"""Tables of scores: one row an orbit and sampling seed, as CSV; their means over objects; comparisons of two.
+"""Tables of scores: one row per orbit and sampling seed, as CSV; their means over objects; comparisons of two.
 
 A row holds `object`, `id`, `seed` (strings and an int) and numbers by column name, NaN where there is nothing to
 measure (written as an empty cell; a column that is empty everywhere is left out). docs/evaluation.md says what each

@@ -67,7 +67,7 @@ def render(
     cameras = Cameras(cameras.c2w.detach(), cameras.K.detach())
     background = torch.as_tensor(background, dtype=torch.float32, device=device).detach()
     if background.shape not in ((3,), (cameras.batch_size, 3)):
-        raise ValueError(f"background must be three numbers or so many a scene, got shape {tuple(background.shape)}")
+        raise ValueError(f"background must be [3] or [B, 3], got shape {tuple(background.shape)}")
     if background.ndim == 2:  # the backends know one colour; what is behind comes in by 1 - alpha
         black = render(gaussians, cameras, size, (0.0, 0.0, 0.0), backend, rules, near, far)
         colour = background[:, None, :, None, None].to(black.rgb.dtype)

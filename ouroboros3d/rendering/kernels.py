@@ -195,7 +195,7 @@ def project(means, covariances, opacities, rgb, cameras, views, size, rules, nea
                 xy = dot(a, cov_b)
                 yy = dot(b, cov_b) + rules.blur
                 det = xx * yy - xy * xy
-                if not (0 < det < math.inf):  # overflow or a covariance that is none
+                if not (0 < det < math.inf):  # overflow, or not positive definite
                     continue
                 image_x, image_y = camera[12] * x / z + camera[14], camera[13] * y / z + camera[15]
                 splat.x, splat.y, splat.depth = image_x, image_y, z

@@ -66,7 +66,7 @@ class SpikeWatch:
             self.high += 1
             if self.high < self.steps:
                 return False
-            self.high = 0  # whoever goes on after a spike is given as many steps again
+            self.high = 0  # reset, so that a resumed run gets its full patience
             return True
         self.high = 0
         self.history = [*self.history[1 - MEDIAN_OVER :], loss]
