@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ouroboros3d.cli import COMMANDS, call
+from ouroboros3d.cli import COMMANDS, call, load
+from ouroboros3d.cli.options import Parser
 from ouroboros3d.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,25 @@ except SystemExit as stop:
 def test_help_needs_nothing_heavy_and_no_module_of_one_system(module):
     done = subprocess.run([sys.executable, "-c", HELP, module], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "usage" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_wrong_argument_is_one_line(name, capsys):
+    try:
+        status = call(load(name).main, ["--no_such_option"])
+    except SystemExit as stop:
+        status = stop.code
+    message = capsys.readouterr().err
+    assert status == 2 and message.startswith("error: ") and message.count("\n") == 1
+
+
+def test_a_choice_may_begin_with_a_dash():
+    parser = Parser(None)
+    parser.add_argument("--up", choices=("y", "-y"))
+    parser.add_argument("files", nargs="*")
+    for words in (["--up", "-y", "a"], ["a", "--up=-y"]):
+        options = parser.parse_args(words)
+        assert options.up == "-y" and options.files == ["a"]
 
 
 def test_no_module_needs_one_system_to_be_imported():

@@ -15,11 +15,12 @@ import os
 from pathlib import Path
 
 from ouroboros3d import export
+from ouroboros3d.cli.options import Parser
 from ouroboros3d.errors import UserError
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("input", type=Path, metavar="OBJECT.ply", help="3D Gaussians, of this project or another")
     add("--to", nargs="+", required=True, metavar="FORMAT", help=", ".join(export.FORMATS))

@@ -17,7 +17,6 @@ Kept are upright everyday objects that an orbit of side views can show: the rule
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import re
@@ -30,6 +29,7 @@ from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
 
+from ouroboros3d.cli.options import Parser
 from ouroboros3d.datagen import assets
 from ouroboros3d.datagen.assets import safe_unzip
 from ouroboros3d.errors import UserError
@@ -284,7 +284,7 @@ def select(out: Path) -> tuple[list[dict[str, str]], int]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the models and lists")
     parser.add_argument("--deb", type=Path, help=f"the {PACKAGE} package, if already downloaded")
     parser.add_argument("--choose", action="store_true", help="make furniture_split.csv anew (minutes)")

@@ -20,7 +20,6 @@ Exit status: 0 all is there, 1 some objects could not be downloaded, 2 nothing c
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import io
@@ -33,6 +32,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ouroboros3d.cli.options import Parser
 from ouroboros3d.datagen.assets import hash_position
 from ouroboros3d.errors import UserError, one_line
 from ouroboros3d.files import check_writable_dir, write_csv, write_lines
@@ -143,7 +143,7 @@ def _load(objaverse: ModuleType, uids: list[str], processes: int) -> dict[str, s
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the models and lists")
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="LVIS categories (default: all 1,156)")
     parser.add_argument("--licences", nargs="+", choices=LICENCES, default=list(LICENCES), help="(default: all)")

@@ -8,12 +8,13 @@ The small model's objects have 4,096 soft Gaussians; this has as many as the rel
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from ouroboros3d.cli.options import Parser
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/sharp.ply"), help="(default: %(default)s)")
     parser.add_argument("--count", type=int, default=65536, help="Gaussians (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=3, help="of the procedural object (default: %(default)s)")

@@ -5,7 +5,6 @@ Needs the folder that get_furniture.py wrote. Every object is of the test split.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ouroboros3d.cli.get_furniture import SPLIT_FILE
+from ouroboros3d.cli.options import Parser
 from ouroboros3d.datagen.assets import AssetError
 from ouroboros3d.datagen.meshes import load_surface
 from ouroboros3d.datagen.raycast import SKY_DIRECTION, Raycaster, orbit_pose, pixel_directions
@@ -99,7 +99,7 @@ def _noise(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--furniture", type=Path, required=True, help="output folder of get_furniture.py")
     parser.add_argument("--out", type=Path, default=Path("testset"))
     args = parser.parse_args(arguments)

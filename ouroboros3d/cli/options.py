@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 
 SMALL_CONFIG = "configs/small.yaml"  # looked up in the repository or the package, see files.locate
@@ -16,6 +17,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        """As argparse's, which takes the -y of `--up -y` for an option: a choice goes to the option before it."""
+        joined: list[str] = []
+        for argument in sys.argv[1:] if args is None else args:
+            option = self._option_string_actions.get(joined[-1]) if joined else None
+            if option is not None and argument.startswith("-") and argument in (option.choices or ()):
+                joined[-1] += f"={argument}"
+            else:
+                joined.append(argument)
+        return super().parse_known_args(joined, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; --help shows what there is\n")

@@ -7,12 +7,12 @@ Training losses are means over `train.log_every` steps already; --smooth average
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 
+from ouroboros3d.cli.options import Parser
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path
 
@@ -39,7 +39,7 @@ def curve(lines: list[dict], metric: str, smooth: int) -> tuple[np.ndarray, np.n
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="train.output_dir of each")
     parser.add_argument("--metrics", nargs="+", default=["total"], help="default: %(default)s")
     parser.add_argument("--labels", nargs="+", help="of the runs (default: their folders' names)")

@@ -36,7 +36,6 @@ Google Scanned Objects come as <name>/meshes/model.obj with their texture in <na
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import zlib
@@ -46,6 +45,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ouroboros3d.cli.options import Parser
 from ouroboros3d.cli.render_orbits import add_render_options, make_settings
 from ouroboros3d.datagen.assets import Asset, hash_position, open_assets
 from ouroboros3d.datagen.orbit_renderer import (
@@ -153,7 +153,7 @@ def write_protocol(settings: Settings, orbit: Orbit, chosen: list[Asset]) -> Non
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--assets", type=Path, required=True, help="folder, zip, list, or csv file (its test split)")
     add("--objects", type=int, metavar="N", help="this many, chosen by hash (default: all)")

@@ -48,6 +48,7 @@ import numpy as np
 from PIL import Image
 
 from ouroboros3d.camera_defaults import DISTANCE, FOV
+from ouroboros3d.cli.options import Parser
 from ouroboros3d.datagen.assets import SPLITS, Asset, open_assets
 from ouroboros3d.datagen.blender import require_bpy
 from ouroboros3d.datagen.orbit_renderer import (
@@ -145,7 +146,7 @@ def write_sheet(assets: list[Asset], settings: Settings, shard: str = "", column
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--assets", type=Path, help="folder, zip, list or csv file (id, path, split)")
     source.add_argument("--procedural", type=int, metavar="N", help="render N random objects")

@@ -28,13 +28,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: FILE.html beside the .ply")
     parser.add_argument("--up", choices=UPS, help="axis of the file that points up (default: its header's, else -y)")
     parser.add_argument("--no_open", action="store_true", help="write the page and do not open a browser")
-    return parser.parse_args(_joined(arguments))
-
-
-def _joined(arguments: list[str]) -> list[str]:
-    """`--up -y` as `--up=-y`, since argparse takes -y for an option."""
-    text = "\0".join(arguments).replace("--up\0-", "--up=-")
-    return text.split("\0") if arguments else []
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> None:
