@@ -25,14 +25,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ouroboros3d.build import (
-    Models,
-    build_cameras,
-    build_models,
-    build_renderer,
-    build_sampler,
-    check_renderer,
-)
+from ouroboros3d.build import Models, build_cameras, build_models, build_renderer, build_sampler, check_renderer
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.checks import check_config
 from ouroboros3d.config.loading import load_config, save_model_config
@@ -153,6 +146,12 @@ class Ouroboros3DPipeline:
         renderer = build_renderer(self.config)
         self.sampler.renderer = _on_cpu(renderer) if self.device.type == "mps" else renderer
         return self
+
+    def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> Ouroboros3DPipeline:
+        """As `sampler.offload=true`: a network waits in the CPU's memory and moves to `device` (None is the machine's
+        best) while it works. Raises DeviceError, ConfigError."""
+        self.config = replace(self.config, sampler=replace(self.config.sampler, offload=True))
+        return self.to(pick_device(device))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -277,3 +277,17 @@ def test_on_mps_the_renderer_runs_on_the_cpu(pipe, toys):
 def test_the_small_model_may_sample_in_one_step():
     """Whatever its training's noise levels are."""
     assert load_config("configs/small.yaml", ["sampler.steps=1"]).sampler.steps == 1
+
+
+def test_offload_is_asked_for_by_a_call(make_config, make_models, toys, monkeypatch):
+    """The networks' turns are test_small_cards.py's; here, that they are asked for and the objects stay the same."""
+    pipe = make_pipeline(make_config, make_models)
+    expected = pipe(toys[0], output_type="pt").views
+    assert pipe.enable_model_cpu_offload("cpu") is pipe and pipe.config.sampler.offload  # a CPU has nothing to save
+    assert torch.equal(pipe(toys[0], output_type="pt").views, expected)
+    asked = []
+    monkeypatch.setattr(module, "pick_device", torch.device)
+    monkeypatch.setattr(module, "check_renderer", lambda *_: None)
+    monkeypatch.setattr(pipe.models, "to", lambda device, dtype, offload: asked.append((str(device), offload)))
+    pipe.enable_model_cpu_offload("cuda")
+    assert asked == [("cuda", True)]

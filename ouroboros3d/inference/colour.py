@@ -8,7 +8,7 @@ import logging
 import numpy as np
 from PIL import Image, ImageCms
 
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,6 @@ def _converted(colours: Image.Image, profile: bytes, name: str) -> Image.Image |
             srgb = ImageCms.createProfile("sRGB")
             return ImageCms.profileToProfile(colours.convert(mode), source, srgb, intent, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = one_line(error)
     log.warning("%s: colour profile ignored (%s); the values are taken as sRGB", name, reason)
     return None

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, one_line
 from ouroboros3d.files import OutputError, atomic_path
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -82,7 +82,7 @@ def _listed(path: Path) -> list[Path]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a list ({error}); write one picture per line") from error
+        raise InputError(f"{path}: cannot be read as a list ({one_line(error)}); write one picture per line") from error
     names = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return [beside if (beside := path.parent / name).exists() else Path(name) for name in names]
 
