@@ -368,6 +368,9 @@ def test_what_has_no_triangles_or_no_picture_is_reported(tmp_path):
     assert "TEXCOORD_3" in broken(texCoord=3)
     assert "points of mesh 0" in broken(mode=0) and "lines of mesh 0" in broken(mode=3)
     assert broken(extensionsUsed=["VENDOR_magic"]) == "VENDOR_magic is not supported"
+    assert broken(nodes=[{"mesh": 0, "extensions": {"VENDOR_x": {}}}]) == "VENDOR_x is not supported"  # nor listed
+    postscript = base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n").decode()
+    assert "is not run" in broken(images=[{"uri": f"data:image/png;base64,{postscript}"}])
 
 
 def refused(tree: dict, blob: bytes, path: Path) -> str:
@@ -385,7 +388,11 @@ def refused(tree: dict, blob: bytes, path: Path) -> str:
         ({"asset": {"version": "1.0"}}, "glTF 1.0"),
         ({"nodes": [{"children": [1]}, {"children": [0], "mesh": 0}]}, "twice|cycle"),
         ({"nodes": [{"children": [1]}, {"children": [2]}, {"children": [1], "mesh": 0}]}, "two parents"),
+        ({"nodes": [{"children": [1], "mesh": 0}, {"children": [0]}], "scenes": []}, "twice|cycle"),
+        ({"nodes": [{"mesh": -1}]}, "index -1"),
+        ({"nodes": [{"mesh": 0, "skin": -1}], "skins": [{"joints": [0]}]}, "index -1"),
         ({"nodes": [{"mesh": 0, "translation": [float("nan"), 0, 0]}]}, "finite"),
+        ({"nodes": [{"mesh": 0, "rotation": [float("nan"), 0, 0, 1]}]}, "finite"),
         ({"nodes": [{"mesh": 0, "scale": [1e200, 1e200, 1e200]}]}, "too large"),
         ({"accessors": [{"componentType": 5126, "type": "VEC3", "count": 10**9}]}, "claims 1,000,000,000"),
         ({"accessors": [{"bufferView": 0, "componentType": 5126, "type": "VEC3", "count": 9}]}, "cut short"),
@@ -427,18 +434,49 @@ def test_instances_count_before_they_are_made(tmp_path):
         load_surface(row(900), max_faces=1000)
 
 
-def test_a_decoder_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    pytest.importorskip("DracoPy")
-    pytest.importorskip("meshopt")
-    paths = {name: special(tmp_path / f"{name}.glb", name) for name in ("draco", "meshopt")}
+def compressed(path: Path, feature: str) -> Path:
+    """A triangle whose data only a decoder understands."""
+    g = Gltf()
+    packed = {"bufferView": g.view(b"packed  "), "attributes": {"POSITION": 7}}
+    primitive = {"attributes": {"POSITION": g.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]])}}
+    if feature == "KHR_draco_mesh_compression":
+        primitive["extensions"] = {feature: packed}
+    else:
+        view = {"buffer": 0, "byteLength": 8, "byteStride": 12, "count": 3, "mode": "ATTRIBUTES"}
+        g.tree["bufferViews"][-1]["extensions"] = {feature: view}
+    return g.write(path, meshes=[{"primitives": [primitive]}], extensionsRequired=[feature])
+
+
+@pytest.mark.parametrize("feature", ["KHR_draco_mesh_compression", "EXT_meshopt_compression"])
+def test_a_decoder_is_used_or_named(feature, tmp_path, monkeypatch):
+    """With a stand-in for the decoders, so that it is tested where they are not installed."""
+    corners = np.array([[0, 0, 0], [2, 0, 0], [0, 1, 0]], "f4")
+
+    class Decoder:
+        faces = np.array([[0, 1, 2]])
+
+        def decode(self, data):
+            assert data == b"packed  "
+            return self
+
+        def get_attribute_by_unique_id(self, number):
+            return {"data": corners} if number == 7 else None
+
+        def decode_gltf_buffer(self, data, count, stride, mode, filter_):
+            return corners
 
     def missing(module: str):
         raise ImportError(f"needs the package {module}: pip install {module}")
 
-    monkeypatch.setattr("ouroboros3d.datagen.gltf.optional", missing)
-    for name, feature in (("draco", "KHR_draco_mesh_compression"), ("meshopt", "EXT_meshopt_compression")):
-        with pytest.raises(AssetError, match=f"{feature} needs the package"):
-            load_surface(paths[name])
+    path = compressed(tmp_path / "t.glb", feature)
+    for name in ("gltf", "gltf_buffers"):
+        monkeypatch.setattr(f"ouroboros3d.datagen.{name}.optional", lambda module: Decoder())
+    surface = load_surface(path)
+    assert np.ptp(surface.vertices, 0) / surface.scale == pytest.approx([2, 0, 1])
+    for name in ("gltf", "gltf_buffers"):
+        monkeypatch.setattr(f"ouroboros3d.datagen.{name}.optional", missing)
+    with pytest.raises(AssetError, match=f"{feature} needs the package"):
+        load_surface(path)
 
 
 def test_a_picture_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch):
@@ -479,6 +517,8 @@ PLAIN_MTL = "newmtl a\nKd 1 1 1\nmap_Kd t.png\n"
         (PLAIN_MTL.replace("newmtl a", "newmtl a b"), "mtllib m.mtl\nusemtl a b  # with a space"),
         (PLAIN_MTL.replace("t.png", "-s 1 1 1 -o 2 3 0 t.png"), "mtllib m.mtl\nusemtl a"),
         (PLAIN_MTL + "Ks 1 1 1\nd 1\nillum 2\n", "mtllib m.mtl\nusemtl \\\na"),
+        (PLAIN_MTL.replace("newmtl a", "newmtl a #25"), "mtllib m.mtl # all\nusemtl a #25"),
+        (PLAIN_MTL.replace("1 1 1", "1 1 1 # white"), "mtllib m.mtl\nusemtl a"),
     ],
 )
 def test_materials_of_obj_files(mtl, lines, tmp_path):
@@ -541,6 +581,11 @@ def test_what_is_lost_of_an_obj_file_is_reported(tmp_path):
     assert "option -cc" in lost(PLAIN_MTL.replace("t.png", "-cc on t.png"))
     assert "lines are not rendered" in lost(PLAIN_MTL, "mtllib m.mtl\nusemtl a\nl 1 2")
     assert "free-form" in lost(PLAIN_MTL, "mtllib m.mtl\nusemtl a\ncstype bspline")
+    assert lost(PLAIN_MTL, "mtllib m.mtl\nusemtl a\nusemap t\ns 1") == "statement 'usemap' is not rendered"
+    assert "fewer than three" in lost(PLAIN_MTL, "mtllib m.mtl\nusemtl a\nf 1 2")
+    assert lost(PLAIN_MTL + "decal t.png\n") == "material 'a': decal is not rendered"
+    for key, value in (("d", "half"), ("kd", "1 nan 1"), ("kd", "1 1"), ("ke", "x")):
+        assert lost(f"{PLAIN_MTL}{key} {value}") == f"material 'a': {key} '{value}' is not understood"
     assert "map_d" not in lost(PLAIN_MTL) and "'a.png' is missing" in lost(PLAIN_MTL + "map_d a.png\n")
 
 
@@ -671,3 +716,36 @@ def test_colours_of_faces(tmp_path):
     (tmp_path / "b.off").write_bytes(b"OFF BINARY\n\0\0\0\1")
     with pytest.raises(AssetError, match="binary OFF is not supported"):
         load_surface(tmp_path / "b.off")
+
+
+PLY_HEAD = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+PLY_FACES = "element face 1\nproperty list uchar int vertex_indices\n"
+PLY_BODY = "end_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
+FACET = struct.pack("<12fH", 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0)
+STL = "solid s\nfacet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 0\nvertex 0 1 0\nendloop\nendfacet\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "warning"),
+    [
+        ("t.ply", PLY_HEAD + PLY_FACES + PLY_BODY, None),
+        ("t.ply", (PLY_HEAD + PLY_FACES + PLY_BODY).replace("\n", "\r"), None),
+        ("t.ply", PLY_HEAD + PLY_FACES + "element void 1000000000\n" + PLY_BODY, None),
+        (
+            "t.ply",
+            PLY_HEAD + PLY_FACES + "element material 1\nproperty int red\n" + PLY_BODY + "9\n",
+            "elements 'material' are not rendered",
+        ),
+        ("t.ply", PLY_HEAD + PLY_FACES + PLY_BODY + "3 0 1 2\n", "has more data than its header announces"),
+        ("t.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n", None),
+        ("t.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n3 0 1 2\n", "has more data than its header announces"),
+        ("t.stl", STL + "endsolid s\n", None),
+        ("t.stl", STL, "is cut short: it does not end with endsolid"),
+        ("t.stl", STL + "endsolid s\n" + STL, "is cut short: it does not end with endsolid"),
+        ("t.stl", bytes(80) + struct.pack("<I", 1) + 2 * FACET, "has more data than its header announces"),
+    ],
+)
+def test_what_does_not_fit_its_header_is_reported(name, text, warning, tmp_path):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert list(warnings_of(tmp_path / name)) == ([warning] if warning else [])
+    assert len(load_surface(tmp_path / name).faces) in (1, 2)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .assets import AssetError, Findings, Unsupported
-from .gltf_buffers import COMPRESSED, Buffers, data_uri, parse
+from .gltf_buffers import COMPRESSED, Buffers, data_uri, extensions_in, normalized, parse
 from .pictures import PictureError, Pictures, optional
 from .surface import Material, Part, Texture, check_count, to_linear, to_srgb
 
@@ -49,7 +49,7 @@ def read_gltf(path: Path, pictures: Pictures, findings: Findings, max_faces: int
     if not version.startswith("2"):
         raise Unsupported(f"glTF {version}", "is not read; only glTF 2.0 is")
     required = set(tree.get("extensionsRequired", ()))
-    for name in sorted(required | set(tree.get("extensionsUsed", ()))):
+    for name in sorted(required | set(tree.get("extensionsUsed", ())) | extensions_in(tree)):
         if name in RENDERED:
             findings.met(name)
         elif name in SHINE | UNSEEN:
@@ -82,7 +82,8 @@ class _Reader:
 
     def parts(self) -> Iterator[Part]:
         scenes = self.tree.get("scenes")
-        roots = [number for number in range(len(self.nodes)) if number not in self.parents]
+        everything = list(range(len(self.nodes)))
+        roots = [number for number in everything if number not in self.parents] or everything  # none: a cycle
         waiting = list(reversed(scenes[self.tree.get("scene", 0)].get("nodes", ()) if scenes else roots))
         seen = set()
         while waiting:
@@ -227,8 +228,8 @@ class _Reader:
         found = {}
         for key, number in draco["attributes"].items():
             values = np.asarray(mesh.get_attribute_by_unique_id(number)["data"])
-            normalized = self.tree["accessors"][primitive["attributes"][key]].get("normalized")
-            found[key] = normalized(values, normalized and values.dtype.kind in "iu")
+            shares = self.tree["accessors"][primitive["attributes"][key]].get("normalized")
+            found[key] = normalized(values, shares and values.dtype.kind in "iu")
         return found, np.asarray(mesh.faces).reshape(-1)
 
     # ------------------------------------------------------------ materials

@@ -24,10 +24,39 @@ MAX_VALUES = 200_000_000  # of an accessor: a count beyond this is no mesh but a
 COMPRESSED = {"EXT_meshopt_compression", "KHR_meshopt_compression"}
 
 
+class _Numbered(list):
+    """Things that the file refers to by index. A negative one, as some exporters write for "none", is refused."""
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise AssetError(f"refers to index {index} of a list of {len(self)}")
+        return super().__getitem__(index)
+
+
 def parse(data: bytes) -> tuple[dict[str, Any], bytes | None]:
     """The JSON tree, and the binary chunk of a .glb file."""
+    text, chunk = _chunks(data)
+    tree = json.loads(text.decode("utf-8-sig"))
+    return {key: _Numbered(value) if isinstance(value, list) else value for key, value in tree.items()}, chunk
+
+
+def extensions_in(tree: Any) -> set[str]:
+    """Names of all extensions that a JSON tree uses, listed in extensionsUsed or not."""
+    found, waiting = set(), [tree]
+    while waiting:
+        thing = waiting.pop()
+        if isinstance(thing, dict):
+            waiting += thing.values()
+            found |= set(thing["extensions"] if isinstance(thing.get("extensions"), dict) else ())
+        elif isinstance(thing, list) and thing and isinstance(thing[0], (dict, list)):
+            waiting += thing
+    return found
+
+
+def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
+    """The JSON text of a .gltf or .glb file, and the latter's binary chunk."""
     if not data.startswith(b"glTF"):
-        return json.loads(data.decode("utf-8-sig")), None
+        return data, None
     version, length = struct.unpack("<II", data[4:12])
     if version != 2:
         raise Unsupported(f"glTF {version}", "is not read; only glTF 2.0 is")
@@ -38,7 +67,7 @@ def parse(data: bytes) -> tuple[dict[str, Any], bytes | None]:
         size, kind = struct.unpack("<II", data[at : at + 8])
         chunks.setdefault(kind, data[at + 8 : at + 8 + size])
         at += 8 + size
-    return json.loads(chunks[0x4E4F534A]), chunks.get(0x004E4942)
+    return chunks[0x4E4F534A], chunks.get(0x004E4942)
 
 
 class Buffers:

@@ -15,7 +15,10 @@ from .pictures import PictureError, Pictures, find_file
 from .polygons import triangulate
 from .surface import Material, Part, Texture, check_count, to_linear
 
-FREE_FORM = {b"curv", b"curv2", b"surf", b"cstype", b"deg", b"parm"}
+FREE_FORM = {b"curv", b"curv2", b"surf", b"cstype", b"deg", b"parm", b"bzp", b"bsp", b"cdc", b"cdp", b"res"}
+# Statements that change no picture here: groups, smoothing, and details of the free-form surfaces reported above.
+SILENT = {b"", b"g", b"o", b"s", b"mg", b"vp", b"lod", b"bevel", b"c_interp", b"d_interp", b"shadow_obj", b"trace_obj"}
+SILENT |= {b"bmat", b"step", b"trim", b"hole", b"scrv", b"sp", b"con", b"end", b"ctech", b"stech"}
 _LAYOUTS = [  # of faces: numbers per corner, and what the line looks like
     (numbers, re.compile(rb"\s*%b(?:\s+%b)*\s*" % (corner, corner)))
     for numbers, corner in ((3, rb"\d+/\d+/\d+"), (2, rb"\d+/\d+"), (3, rb"\d+//\d+"), (1, rb"\d+"))
@@ -74,11 +77,12 @@ class _Lines:
 def _sort_lines(data: bytes, findings: Findings) -> _Lines:
     rows, libraries, material = {"v": [], "vt": [], "vn": []}, [], ""
     faces: dict[str, dict[tuple[int, int], list[bytes]]] = defaultdict(lambda: defaultdict(list))
+    strange: set[str] = set()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = data.decode("utf-16").encode()
     data = data.removeprefix(codecs.BOM_UTF8).replace(b"\\\r\n", b" ").replace(b"\\\n", b" ")
     for line in data.splitlines():
-        if b"#" in line:
+        if b"#" in line and not line.lstrip().startswith((b"usemtl", b"mtllib")):  # names may hold one
             line = line.partition(b"#")[0]
         key, *rest = line.split(None, 1)[:2] or (b"",)
         rest = rest[0] if rest else b""
@@ -88,6 +92,8 @@ def _sort_lines(data: bytes, findings: Findings) -> _Lines:
             corners, layout, rest = _layout(rest, *map(len, rows.values()))
             if corners > 2:
                 faces[material][corners, layout].append(rest)
+            else:
+                findings.warn("faces of fewer than three corners are not rendered", "incomplete faces")
         elif key == b"usemtl":
             material = _text(rest)
         elif key == b"mtllib":
@@ -97,6 +103,10 @@ def _sort_lines(data: bytes, findings: Findings) -> _Lines:
             findings.warn(f"{kind} are not rendered", kind)
         elif key in FREE_FORM:
             findings.warn("free-form curves and surfaces are not rendered", "free-form geometry")
+        elif key not in SILENT and len(strange) < 5:
+            strange.add(_text(key)[:20])
+    for key in sorted(strange):
+        findings.warn(f"statement '{key}' is not rendered", "other OBJ statements")
     return _Lines(rows, {m: [(ls, *key) for key, ls in groups.items()] for m, groups in faces.items()}, libraries)
 
 
@@ -148,7 +158,7 @@ def _read_libraries(path: Path, statements: list[str], findings: Findings) -> di
     library: dict[str, dict[str, str]] = {}
     for statement in dict.fromkeys(statements):
         whole = find_file(path.parent, statement.replace("\\", "/"))
-        for name in [statement] if whole else statement.split():
+        for name in [statement] if whole else statement.partition(" #")[0].split():
             file = find_file(path.parent, name.replace("\\", "/"))
             file = file or find_file(path.parent, name.replace("\\", "/").rsplit("/", 1)[-1])
             if file is None:
@@ -167,9 +177,10 @@ def _read_libraries(path: Path, statements: list[str], findings: Findings) -> di
 
 def _find_material(name: str, library: dict, libraries: list[str], findings: Findings) -> dict[str, str]:
     """Its statements, if need be in other capitals; none where it is nowhere, which is reported."""
-    same = [key for key in library if key.casefold() == name.casefold()]
-    if name in library or len(same) == 1:
-        return library[name if name in library else same[0]]
+    for given in (name, name.partition("#")[0].strip()):  # a # may begin a comment
+        same = [key for key in library if key.casefold() == given.casefold()]
+        if given in library or len(same) == 1:
+            return library[given if given in library else same[0]]
     if name and (library or not libraries):
         findings.warn(f"material '{name}' is in no material file", "missing materials")
     return {}
@@ -179,15 +190,21 @@ def _material(data: dict[str, str], label: str, uv: np.ndarray | None, pictures:
     """MTL: map_Kd times Kd, opacity d times map_d, and Ke."""
 
     def numbers(key: str) -> np.ndarray | None:
-        try:
-            values = [float(x) for x in data[key].split()] if key in data else []
-        except ValueError:
-            findings.warn(f"{label}: {key} '{data[key]}' is not understood", f"MTL {key}")
+        if key not in data:
             return None
-        return np.array((values * 3)[:3] if len(values) == 1 else values[:3]) if values else None
+        try:
+            values = np.array(data[key].partition("#")[0].removeprefix("-halo").split(), float)[:3]
+            if len(values) != 2 and np.isfinite(values).all():
+                return np.broadcast_to(values, 3)
+        except ValueError:
+            pass
+        findings.warn(f"{label}: {key} '{data[key]}' is not understood", f"MTL {key}")
+        return None
 
-    kd, ke = numbers("kd"), numbers("ke")
-    opacity = _opacity(data)
+    for key in data.keys() & {"decal", "disp"}:
+        findings.warn(f"{label}: {key} is not rendered", f"MTL {key}")
+    kd, ke, solid, clear = (numbers(key) for key in ("kd", "ke", "d", "tr"))
+    opacity = float(np.clip(solid[0] if solid is not None else 1 - clear[0] if clear is not None else 1, 0, 1))
     base = _texture(data, "map_kd", label, uv, pictures, findings)
     if base is not None:
         if kd is not None and (kd != 1).any() and kd.any():  # black would hide the picture: exporters write it unasked
@@ -214,15 +231,6 @@ def _material(data: dict[str, str], label: str, uv: np.ndarray | None, pictures:
     colour = np.append(np.full(3, 0.7) if kd is None else kd.clip(0, 1), opacity)
     light = to_linear(emission) if emission is not None and emission.any() else None
     return Material(colour, base, mask, emission=light, glow=glow)
-
-
-def _opacity(data: dict[str, str]) -> float:
-    try:
-        if "d" in data:
-            return min(1.0, max(0.0, float(data["d"].split()[-1])))
-        return 1 - min(1.0, max(0.0, float(data["tr"].split()[-1]))) if "tr" in data else 1.0
-    except ValueError:
-        return 1.0
 
 
 def _texture(data, key: str, label: str, uv: np.ndarray | None, pictures: Pictures, findings) -> Texture | None:

@@ -103,6 +103,8 @@ def decode(data: bytes, most: int) -> np.ndarray:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 image = Image.open(io.BytesIO(data))
+                if image.format == "EPS":
+                    raise PictureError("is PostScript, a program, and is not run")
                 if image.format == "JPEG":
                     image.draft("RGB", (most, most))
                 if image.width * image.height > MAX_PIXELS:
@@ -110,7 +112,7 @@ def decode(data: bytes, most: int) -> np.ndarray:
                 image.load()
         except Image.DecompressionBombError as error:
             raise PictureError(f"has too many pixels ({error})") from error
-        except MemoryError:
+        except (MemoryError, PictureError):
             raise
         except Exception as error:  # a decoder raises whatever it trips over
             kind = "is no picture that can be read" if isinstance(error, Image.UnidentifiedImageError) else "is broken"

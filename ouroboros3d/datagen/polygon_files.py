@@ -32,13 +32,14 @@ _CUT = "is cut short: the header announces {:,} {}, the file ends before"
 
 def read_ply(path: Path, pictures: Pictures, findings: Findings, _max_faces: int | None) -> list[Part]:
     """The parts of a .ply file, text or binary. Raises AssetError."""
-    elements, textures = _parse_ply(path.read_bytes())
+    elements, textures = _parse_ply(path.read_bytes(), findings)
     vertex, face = elements.get("vertex", {}), elements.get("face", {})
     vertices = _columns(vertex, [("x", "y", "z")])
     if vertices is None:
         raise AssetError("has no vertices x, y, z")
-    if len(elements.get("edge", {}).get("vertex1", ())):
-        findings.warn("edges are not rendered", "lines")
+    for name in elements.keys() - {"vertex", "face", "tristrips"}:
+        if elements[name]:
+            findings.warn(f"elements '{name}' are not rendered", "lines" if name == "edge" else "other PLY elements")
     polygons = next((face[key] for key in ("vertex_indices", "vertex_index") if key in face), [])
     triangles, which, cut = _triangles(vertices, polygons)
     if "tristrips" in elements:
@@ -74,12 +75,12 @@ def _ply_texture(name: str, uv: np.ndarray | None, pictures: Pictures, findings:
         return None
 
 
-def _parse_ply(data: bytes) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _parse_ply(data: bytes, findings: Findings) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Elements as columns by property, lists as arrays [n, k] or lists of arrays; and the names of textures."""
     head, mark, body = data.partition(b"end_header")
     if not head.startswith(b"ply") or not mark:
         raise AssetError("is no PLY file, or is cut short in its header")
-    body = body[body.index(b"\n") + 1 :]
+    body = body.partition(b"\n" if b"\n" in head else b"\r")[2]
     form, textures, layout = "ascii", [], []
     for line in head.decode("latin-1").splitlines():
         words = line.split()
@@ -94,7 +95,10 @@ def _parse_ply(data: bytes) -> tuple[dict[str, dict[str, Any]], list[str]]:
             layout[-1][2].append((words[-1], types))
     order = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}[form]
     source = _Body(body, order)
-    return {name: source.element(name, count, properties) for name, count, properties in layout}, textures
+    elements = {name: source.element(name, count, properties) for name, count, properties in layout}
+    if len(source.data) - source.at >= 8:
+        findings.warn("has more data than its header announces", "superfluous data")
+    return elements, textures
 
 
 class _Body:
@@ -114,7 +118,7 @@ class _Body:
         """The columns of the next `count` rows: arrays [n], of lists [n, k] or lists of arrays.
 
         Raises AssetError if the file ends before."""
-        if not count:
+        if not count or not properties:
             return {}
         try:
             start, first = self.at, self.row(properties)
@@ -235,6 +239,8 @@ def read_off(path: Path, _pictures: Pictures, findings: Findings, _max_faces: in
         raise AssetError("says no number of vertices and faces") from error
     if len(rows) < 1 + count + faces:
         raise AssetError(_CUT.format(count + faces, "vertices and faces"))
+    if len(rows) > 1 + count + faces:
+        findings.warn("has more data than its header announces", "superfluous data")
     table, rows = rows[1 : 1 + count], rows[1 + count : 1 + count + faces]
     width = min(map(len, table), default=3)
     numbers = np.array([row[:width] for row in table], float).reshape(count, -1)
@@ -283,10 +289,14 @@ def read_stl(path: Path, _pictures: Pictures, findings: Findings, _max_faces: in
         vertices = re.findall(rb"vertex\s+(\S+)\s+(\S+)\s+(\S+)", data, re.I)
         if len(vertices) != 3 * len(re.findall(rb"endfacet|end\s+facet", data, re.I)):
             raise AssetError("is cut short, or a facet has not three vertices")
+        if not re.search(rb"end\s*solid[^\n]*\s*$", data, re.I):
+            findings.warn("is cut short: it does not end with endsolid", "cut files")
         vertices, tints = np.array(vertices, dtype="S").astype(float).reshape(-1, 3), None
     else:
         if len(data) < 84 + 50 * count:
             raise AssetError(f"is cut short: {count:,} triangles need {84 + 50 * count:,} bytes, it has {len(data):,}")
+        if len(data) > 84 + 50 * count:
+            findings.warn("has more data than its header announces", "superfluous data")
         facets = np.frombuffer(data, np.dtype([("", "<f4", 3), ("v", "<f4", (3, 3)), ("c", "<u2")]), count, 84)
         vertices, tints = facets["v"].reshape(-1, 3).astype(float), _stl_colours(data[:80], facets["c"])
     return [_painted(Part(vertices, np.arange(len(vertices)).reshape(-1, 3), tints=tints), findings, "face colours")]
