@@ -268,7 +268,7 @@ def test_bad_assets_are_reported_and_others_go_on(assets, tmp_path, monkeypatch)
     for name, (text, _) in bad.items():
         (folder / name).write_text(text)
     out = tmp_path / "out"
-    assert run(monkeypatch, "--assets", folder, "--out", out, *QUICK, "--max-faces", 8) == 0
+    assert run(monkeypatch, "--assets", folder, "--out", out, *QUICK, "--max_faces", 8) == 0
     reasons = dict(line.split("\t", 1) for line in (out / "failures.txt").read_text().splitlines())
     assert reasons.keys() == {Path(name).stem for name in bad}
     for name, (_, reason) in bad.items():
@@ -500,10 +500,10 @@ def test_assets_without_splits_get_a_validation_list(assets, tmp_path, monkeypat
     lists = {name: (out / f"{name}.txt").read_text().split() for name in ("train", "val", "test")}
     assert lists == {"train": ["a_0", "b_0"], "val": ["c_0"], "test": []}
     assert orbit_dataset(out, "val.txt", size=16)[0]["id"] == "c_0"
-    assert run(monkeypatch, "--assets", folder, "--out", out, *QUICK, "--val-share", 0) == 0
+    assert run(monkeypatch, "--assets", folder, "--out", out, *QUICK, "--val_share", 0) == 0
     assert len((out / "train.txt").read_text().split()) == 3
     with pytest.raises(SystemExit):
-        run(monkeypatch, "--assets", folder, "--out", out, *QUICK, "--val-share", 1)
+        run(monkeypatch, "--assets", folder, "--out", out, *QUICK, "--val_share", 1)
 
 
 def test_the_share_that_is_held_out():

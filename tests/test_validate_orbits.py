@@ -281,7 +281,7 @@ def test_a_spoilt_set_leaves_what_trains(script, root, capsys):
     with Image.open(root / "validation" / "contact_sheet.webp") as sheet:
         red, orange = sheet.getpixel((1, 70)), sheet.getpixel((137, 70))
     assert red[0] > 150 and red[1] < 80 and orange[0] > 180 and 100 < orange[1] < 180
-    assert run(script, root, "--drop-degenerate") == 1  # a second run reads nothing that the first one wrote
+    assert run(script, root, "--drop_degenerate") == 1  # a second run reads nothing that the first one wrote
     assert read_ids(root / "validation" / "good.txt") == ["box_1", "box_2", "box_3"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -19,9 +20,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
-        """As argparse's, which takes the -y of `--up -y` for an option: a choice goes to the option before it."""
+        """As argparse's, with two liberties.
+
+        Options are spelt with underscores; dashes (`--max-faces`) are accepted. argparse takes the -y of `--up -y` for
+        an option; here a choice goes to the option before it.
+        """
         joined: list[str] = []
         for argument in sys.argv[1:] if args is None else args:
+            argument = re.sub(r"^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), argument)
             option = self._option_string_actions.get(joined[-1]) if joined else None
             if option is not None and argument.startswith("-") and argument in (option.choices or ()):
                 joined[-1] += f"={argument}"

@@ -11,7 +11,7 @@ path and maybe split, paths relative to the file; get_furniture.py writes one), 
 and zip files are paths with _ between their parts. glb, gltf, obj, ply and stl are read by both backends, off by
 light alone, fbx by blender alone; of a glTF file its default scene is rendered, or the first if it names none.
 
-Where no splits are given, --val-share of the objects, chosen by a hash of their ids, go to val.txt, the others to
+Where no splits are given, --val_share of the objects, chosen by a hash of their ids, go to val.txt, the others to
 train.txt.
 
 Every object is centred by its bounding box and scaled so that the sphere around it fills --fill of the picture's
@@ -23,7 +23,7 @@ What a file's format says about static geometry, base colour and emitted light i
 the object is a failure that names the feature, or is rendered with a line in warnings.txt and meta.json, like a texture
 that is missing; scripts/validate_orbits.py --strict refuses such orbits. The run ends with a table of the features met.
 Nothing is ever fetched. Failures are files that
-cannot be read, no triangles or more than --max-faces, vertices that are no numbers, nothing to be seen, and renderers
+cannot be read, no triangles or more than --max_faces, vertices that are no numbers, nothing to be seen, and renderers
 that crash. Huge coordinates are normalised in float64; Blender keeps files in float32, in which a small object
 far from its file's origin is coarse.
 
@@ -96,7 +96,7 @@ def add_render_options(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=sorted(BACKENDS), default="light", help="what renders (%(default)s)")
     add("--device", choices=("cpu", "gpu"), default="cpu", help="where Cycles runs (%(default)s)")
     add("--denoise", action="store_true", help="let Cycles denoise; off, so that pictures repeat exactly")
-    add("--max-faces", type=int, default=MAX_FACES, metavar="N", help="refuse objects with more (%(default)s)")
+    add("--max_faces", type=int, default=MAX_FACES, metavar="N", help="refuse objects with more (%(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
 
 
@@ -104,7 +104,7 @@ def make_settings(parser: argparse.ArgumentParser, args: argparse.Namespace, **c
     """Settings from add_render_options; what is impossible ends the program with a line."""
     for name in ("size", "orbits", "samples", "workers", "limit", "max_faces"):
         if (getattr(args, name, None) or 1) < 1 or getattr(args, name, None) == 0:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+            parser.error(f"--{name} must be at least 1")
     if args.depth < 0:
         parser.error("--depth must not be negative")
     if not 0 < args.fov < 180 or not 0 < args.fill <= 1 or not 0 < args.distance < np.inf:
@@ -152,7 +152,7 @@ def main(arguments: list[str]) -> None:
     source.add_argument("--procedural", type=int, metavar="N", help="render N random objects")
     parser.add_argument("--orbits", type=int, default=2, help="orbits per object (%(default)s)")
     parser.add_argument(
-        "--val-share",
+        "--val_share",
         type=float,
         default=0.02,
         metavar="SHARE",
@@ -167,7 +167,7 @@ def main(arguments: list[str]) -> None:
     if args.seed < 0 or (args.procedural is not None and args.procedural < 1):
         parser.error("--seed must not be negative, --procedural must be at least 1")
     if not 0 <= args.val_share < 1:
-        parser.error("--val-share must be a share from 0 up to but not including 1")
+        parser.error("--val_share must be a share from 0 up to but not including 1")
     settings = make_settings(parser, args, orbits=args.orbits, seed=args.seed)
     if args.procedural and args.backend != "light":
         parser.error("--procedural objects are for --backend light")

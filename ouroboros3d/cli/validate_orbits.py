@@ -12,7 +12,7 @@ Writes into --out:
                                     then others, evenly from the set
 
 Exit status: 0 all is good, 1 problems were found, 2 the check could not run. A degenerate orbit (flat, tiny, of one
-colour) is named and stays good unless --drop-degenerate says otherwise; so is one whose meta.json has warnings of the
+colour) is named and stays good unless --drop_degenerate says otherwise; so is one whose meta.json has warnings of the
 renderer (a texture that was missing, a feature that was not rendered), unless --strict refuses it.
 """
 
@@ -34,7 +34,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--frames", type=int, default=16, help="views per orbit (default: %(default)s)")
     parser.add_argument("--size", type=int, help="pixels a side that pictures must have (default: what most have)")
-    parser.add_argument("--drop-degenerate", action="store_true", help="count degenerate orbits as bad")
+    parser.add_argument("--drop_degenerate", action="store_true", help="count degenerate orbits as bad")
     parser.add_argument("--strict", action="store_true", help="orbits that were rendered with warnings are bad")
     parser.add_argument("--sheet", type=int, default=64, help="orbits on the contact sheet (default: %(default)s)")
     parser.add_argument("--show", type=int, default=20, help="bad orbits to print (default: %(default)s)")

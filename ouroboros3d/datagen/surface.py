@@ -198,7 +198,7 @@ class Surface:
 def check_count(faces: int, max_faces: int | None) -> None:
     """Raises AssetError if there are too many triangles."""
     if max_faces is not None and faces > max_faces:
-        raise AssetError(f"{faces:,} triangles are more than the limit of {max_faces:,} (--max-faces)")
+        raise AssetError(f"{faces:,} triangles are more than the limit of {max_faces:,} (--max_faces)")
 
 
 def make_surface(parts: list[Part], radius: float = OBJECT_RADIUS, max_faces: int | None = None) -> Surface:
