@@ -10,9 +10,9 @@ needed) or given with --deb, unpacked, and filtered. Writes below --out:
     attribution.csv             id, name, creator, licence, its address and the catalogue of every selected model;
                                 CC-BY asks for it to go with whatever is made of the models
 
-Kept are upright everyday objects that an orbit of side views can show: the rule is `excluded_by_catalogue` and
-`excluded_by_shape`. The committed furniture_split.csv is what it leaves, and which object belongs to which split;
---choose makes that file anew. Variants of one object never stand in two splits (`variant_group`).
+It keeps upright everyday objects that an orbit of side views can show (`excluded_by_catalogue`, `excluded_by_shape`).
+The committed furniture_split.csv lists the kept objects with their splits; --choose makes that file again. Variants of
+one object never stand in two splits (`variant_group`).
 """
 
 from __future__ import annotations
@@ -286,9 +286,9 @@ def select(out: Path) -> tuple[list[dict[str, str]], int]:
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the models and lists")
-    parser.add_argument("--deb", type=Path, help=f"the {PACKAGE} package, if already downloaded")
-    parser.add_argument("--choose", action="store_true", help="make furniture_split.csv anew (minutes)")
-    parser.add_argument("--workers", type=int, default=2, help="processes for --choose")
+    parser.add_argument("--deb", type=Path, help=f"a downloaded {PACKAGE} package (default: apt-get download)")
+    parser.add_argument("--choose", action="store_true", help="make furniture_split.csv again (minutes)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes for --choose (default: %(default)s)")
     args = parser.parse_args(arguments)
     models = args.out / "models"
     try:

@@ -11,9 +11,9 @@ were tried on files that were there already. Writes below --out:
     attribution.csv         id, name, creator, licence, its address, address of the object, LVIS categories
     failures.txt            what could not be downloaded, and why (only if anything)
 
-What is downloaded is skipped, so the command can be stopped and repeated. --limit takes objects in the order of a hash,
-so that a larger limit adds to a smaller one. Splits are by creator, again by a hash: a creator of an object of the test
-split made none for training, so that no variant stands in both, and a new download moves nobody.
+Downloaded objects are skipped, so the command can be stopped and repeated. --limit takes objects in hash order, so a
+larger limit adds to a smaller one. Splits are by creator, again by hash: creators in the test split have no object in
+training, so variants never stand in both, and a new download moves no one.
 
 Exit status: 0 all is there, 1 some objects could not be downloaded, 2 nothing could be done.
 """
@@ -146,9 +146,13 @@ def main(arguments: list[str]) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the models and lists")
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="LVIS categories (default: all 1,156)")
-    parser.add_argument("--licences", nargs="+", choices=LICENCES, default=list(LICENCES), help="(default: all)")
-    parser.add_argument("--limit", type=int, help="so many objects only")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="downloads at a time")
+    parser.add_argument(
+        "--licences", nargs="+", choices=LICENCES, default=list(LICENCES), help="licences to keep (default: all)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="fetch at most N objects (default: all)")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="parallel downloads (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.processes < 1 or (options.limit is not None and options.limit < 1):
         parser.error("--processes and --limit must be at least 1")

@@ -1,4 +1,4 @@
-"""Packs orbits into WebDataset tar shards, for sets of more files than a file system likes.
+"""Packs orbits into WebDataset tar shards, for sets with too many files for a file system.
 
     python scripts/make_shards.py data/orbits --out data/shards [--lists train.txt val.txt] [--workers 4]
 
@@ -6,9 +6,9 @@
     <out>/shards.tsv             where each orbit is
     <out>/train.txt ...          the lists
 
-`data.root=<out>` then trains from the shards: the same class reads them and gives the same examples. The command can
-be stopped and repeated: shards that are whole and newer than their orbits stay. The same orbits give the same bytes.
-Exit status 1 if ids have no folder (they are left out), 2 if it cannot be done.
+`data.root=<out>` then trains from the shards; the same class reads them and gives the same examples. The command can
+be stopped and repeated: complete shards that are newer than their orbits stay. The same orbits give the same bytes.
+Exit status: 1 if ids have no folder (they are left out), 2 if nothing could be done.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("root", type=Path, help="folder of orbits")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument(
-        "--lists", nargs="+", metavar="FILE", help="in ROOT; default: train.txt, val.txt, test.txt, those that have ids"
+        "--lists", nargs="+", metavar="FILE", help="lists in ROOT (default: train.txt, val.txt, test.txt, if not empty)"
     )
-    parser.add_argument("--per_shard", type=int, default=256, help="orbits in a shard (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0 is this one (default: %(default)s)")
+    parser.add_argument("--per_shard", type=int, default=256, help="orbits per shard (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes; 0: none (default: %(default)s)")
     options = parser.parse_args(arguments)
     from ouroboros3d.data.shard_writer import make_shards
 

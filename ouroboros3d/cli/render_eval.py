@@ -14,8 +14,8 @@
 The paper (Ouroboros3D, Sec. 4) scores 100 objects of Google Scanned Objects at 512 pixels on rendered orbits and names
 no more. What it leaves open is chosen so:
 
-- Objects: it does not list its 100. --objects N takes the N ids with the smallest SHA-256, so that everyone with
-  the whole set has the same; --list FILE takes the ids in a file, such as the objects.txt of another run. A csv file
+- Objects: it does not list its 100. --objects N takes the N ids with the smallest SHA-256, so everyone with
+  the whole set gets the same; --list FILE takes the ids in a file, such as the objects.txt of another run. A csv file
   with splits gives its test objects: the furniture test split is this project's own evaluation set.
 - Elevation 0 (--elevation): the release's inference orbit has it, so no method has to be told more than the picture.
 - First azimuth -90 degrees (--azimuth): the camera sees the side that faces +z in y-up files, their front by glTF's
@@ -156,8 +156,8 @@ def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--assets", type=Path, required=True, help="folder, zip, list, or csv file (its test split)")
-    add("--objects", type=int, metavar="N", help="this many, chosen by hash (default: all)")
-    add("--list", type=Path, help="file with the ids to render, one a line")
+    add("--objects", type=int, metavar="N", help="render N objects, chosen by hash (default: all)")
+    add("--list", type=Path, help="file with the ids to render, one per line")
     add("--elevation", type=float, default=0.0, help="of all views, in degrees (%(default)s)")
     add("--azimuth", type=float, default=-90.0, help="of the input view, in degrees (%(default)s)")
     add_render_options(parser)

@@ -1,36 +1,35 @@
 """Render orbits of 16 views around meshes or procedural objects, in the training format.
 
     <out>/<id>_<orbit>/render_0000.webp ... render_0015.webp, meta.json [, depth.npz]
-    <out>/train.txt, val.txt, test.txt      ids of the folders that are complete
+    <out>/train.txt, val.txt, test.txt      ids of the complete folders
     <out>/failures.txt                      what could not be rendered, and why (only if anything)
-    <out>/warnings.txt                      what was rendered without something it names (only if anything)
-    <out>/render.json                       the options that every picture here shares; others are refused
+    <out>/warnings.txt                      what a picture lacks of its file, and why (only if anything)
+    <out>/render.json                       the options that all pictures here share; other options are refused
 
-Input is --assets, a folder of meshes, a zip file of one (also .sh3f), a list of paths, or a csv file (columns id,
-path and maybe split, paths relative to the file; get_furniture.py writes one), or --procedural N. Ids of folders
-and zip files are paths with _ between their parts. glb, gltf, obj, ply and stl are read by both backends, off by
-light alone, fbx by blender alone; of a glTF file its default scene is rendered, or the first if it names none.
+--assets is a folder of meshes, a zip file of one (also .sh3f), a list of paths, or a csv file (columns id, path and
+maybe split, paths relative to the file; get_furniture.py writes one). In folders and zip files an id is the path with _
+between its parts. Both backends read glb, gltf, obj, ply and stl; light alone reads off, blender alone reads fbx. A
+glTF file's default scene is rendered, or its first if it names none.
 
-Where no splits are given, --val_share of the objects, chosen by a hash of their ids, go to val.txt, the others to
-train.txt.
+If the list gives no splits, --val_share of the objects go to val.txt and the rest to train.txt. Ids are hashed for
+this, so adding objects moves none.
 
 Every object is centred by its bounding box and scaled so that the sphere around it fills --fill of the picture's
-width, with nothing cut. --backend light (a plain wheel: embreex) casts rays under a soft sky, two-sided,
-with textures but without reflections; --backend blender (the bpy wheel, see ouroboros3d/data/blender.py) uses
-Cycles, for real data. Both share cameras, normalisation and files, and repeat by --seed.
+width; nothing is cut. --backend light (a plain wheel: embreex) casts rays under a soft sky, two-sided, with textures
+but without reflections. --backend blender (the bpy wheel, see ouroboros3d/datagen/blender.py) uses Cycles, for real
+data. Both share cameras, normalisation and files. The same --seed gives the same pictures.
 
-What a file's format says about static geometry, base colour and emitted light is rendered. Where that cannot be done,
-the object is a failure that names the feature, or is rendered with a line in warnings.txt and meta.json, like a texture
-that is missing; scripts/validate_orbits.py --strict refuses such orbits. The run ends with a table of the features met.
-Nothing is ever fetched. Failures are files that
-cannot be read, no triangles or more than --max_faces, vertices that are no numbers, nothing to be seen, and renderers
-that crash. Huge coordinates are normalised in float64; Blender keeps files in float32, in which a small object
-far from its file's origin is coarse.
+The rule: what a file's format defines for static geometry, base colour and emitted light is rendered. Otherwise the
+object fails by the feature's name, or it is rendered with a line in warnings.txt and meta.json (a missing texture, for
+example); scripts/validate_orbits.py --strict refuses such orbits. The run ends with a table of the features met.
+Nothing is ever fetched. These fail: unreadable files, no triangles, more than --max_faces triangles, vertices that are
+not numbers, objects that cannot be seen, and renderers that crash. Huge coordinates are normalised in float64; Blender
+stores float32, in which a small object far from its file's origin is coarse.
 
-Finished orbits are skipped and an orbit's folder appears when it is complete, so the command can be stopped and
-repeated. For a job array give every job --shard i/n (i from 0), the same --out, and then run the command once
-without --shard: it tries again what failed and writes the lists. Exit status: 0, or 2 if nothing could be rendered,
-the input is no good or the output cannot be written; failures of single objects are in failures.txt.
+An orbit's folder appears when it is complete, and finished orbits are skipped, so the command can be stopped and
+repeated. In a job array, give every job --shard i/n (i from 0) and the same --out. Then run the command once without
+--shard: it retries failures and writes the lists. Exit status: 0, or 2 if nothing could be rendered, the input is
+unusable or the output cannot be written. Failures of single objects are in failures.txt.
 """
 
 from __future__ import annotations
@@ -85,19 +84,26 @@ def add_render_options(parser: argparse.ArgumentParser) -> None:
     """The options that render_eval.py shares."""
     add = parser.add_argument
     add("--out", type=Path, required=True, help="root folder of the orbits")
-    add("--size", type=int, default=512, help="pixels a side (%(default)s; small model: 64)")
-    add("--depth", type=int, default=0, metavar="PIXELS", help="write depth.npz with maps of this size (0: none)")
+    add("--size", type=int, default=512, help="pixels per side (%(default)s; small model: 64)")
+    add("--depth", type=int, default=0, metavar="PIXELS", help="write depth.npz with maps of this size (0, none)")
     add("--samples", type=int, help="light: rays per pixel and axis (3); blender: paths per pixel (64)")
-    add("--fill", type=float, default=FILL, help="the object's sphere, as a share of the width (%(default).3f)")
-    add("--fov", type=float, default=FOV, help="field of view in degrees (%(default)s)")
-    add("--distance", type=float, default=DISTANCE, help="of the camera, in world units (%(default)s)")
-    add("--limit", type=int, help="render the first so many objects only")
-    add("--up", choices=("y", "z"), default="y", help="up axis of the mesh files (%(default)s; an fbx says its own)")
-    add("--backend", choices=sorted(BACKENDS), default="light", help="what renders (%(default)s)")
+    add(
+        "--fill",
+        type=float,
+        default=FILL,
+        help="width of the object's sphere, as a share of the picture, in (0, 1] (%(default).3f)",
+    )
+    add("--fov", type=float, default=FOV, help="field of view in degrees, below 180 (%(default)s)")
+    add("--distance", type=float, default=DISTANCE, help="camera to origin, in world units (%(default)s)")
+    add("--limit", type=int, help="render only the first N objects (all)", metavar="N")
+    add("--up", choices=("y", "z"), default="y", help="up axis of the mesh files (%(default)s; fbx files name theirs)")
+    add("--backend", choices=sorted(BACKENDS), default="light", help="renderer (%(default)s)")
     add("--device", choices=("cpu", "gpu"), default="cpu", help="where Cycles runs (%(default)s)")
-    add("--denoise", action="store_true", help="let Cycles denoise; off, so that pictures repeat exactly")
-    add("--max_faces", type=int, default=MAX_FACES, metavar="N", help="refuse objects with more (%(default)s)")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    add("--denoise", action="store_true", help="denoise in Cycles (off: pictures repeat exactly)")
+    add(
+        "--max_faces", type=int, default=MAX_FACES, metavar="N", help="refuse objects with more triangles (%(default)s)"
+    )
+    add("--workers", type=int, default=os.cpu_count() or 1, help="worker processes (%(default)s: one per core)")
 
 
 def make_settings(parser: argparse.ArgumentParser, args: argparse.Namespace, **changes: Any) -> Settings:
@@ -156,12 +162,18 @@ def main(arguments: list[str]) -> None:
         type=float,
         default=0.02,
         metavar="SHARE",
-        help="of assets without splits, for val.txt; one at least of several, or 0 (%(default)s)",
+        help="share for val.txt if the list gives no splits, in [0, 1); above 0: at least one object (%(default)s)",
     )
-    parser.add_argument("--split", choices=SPLITS, help="render this split only")
-    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="render every N-th object, from number I")
-    parser.add_argument("--sheet", action="store_true", help="write <out>/sheet.webp: a view of every object")
-    parser.add_argument("--seed", type=int, default=0, help="of elevations, azimuths, noise and procedural objects")
+    parser.add_argument("--split", choices=SPLITS, help="render only this split")
+    parser.add_argument(
+        "--shard", type=parse_shard, metavar="I/N", help="render every N-th object, starting at I (from 0)"
+    )
+    parser.add_argument(
+        "--sheet", action="store_true", help="write <out>/sheet.webp: one view per object, those with warnings framed"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of elevations, azimuths, noise and procedural objects (%(default)s)"
+    )
     add_render_options(parser)
     args = parser.parse_args(arguments)
     if args.seed < 0 or (args.procedural is not None and args.procedural < 1):

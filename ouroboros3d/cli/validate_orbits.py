@@ -6,14 +6,14 @@ Writes into --out:
 
     good.txt, good_train.txt, ...   the ids without a problem, of the whole set and of every list; train with
                                     data.train=validation/good_train.txt
-    report.csv                      one row per orbit: its lists, problems, what looks degenerate, and its numbers
-    report.json                     the counts, and the problems of the lists
-    contact_sheet.webp              four views per orbit: problems first (red), then degenerate ones (orange),
-                                    then others, evenly from the set
+    report.csv                      one row per orbit: its lists, problems, signs of degeneracy, and its numbers
+    report.json                     counts, and the problems of the lists
+    contact_sheet.webp              four views per orbit: first those with problems (red), then degenerate ones
+                                    (orange), then others, evenly from the set
 
 Exit status: 0 all is good, 1 problems were found, 2 the check could not run. A degenerate orbit (flat, tiny, of one
-colour) is named and stays good unless --drop_degenerate says otherwise; so is one whose meta.json has warnings of the
-renderer (a texture that was missing, a feature that was not rendered), unless --strict refuses it.
+colour) is named and stays good unless --drop_degenerate is given. An orbit whose meta.json has warnings of the renderer
+(a missing texture, a feature that was not rendered) is named and stays good unless --strict is given.
 """
 
 from __future__ import annotations
@@ -32,13 +32,19 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--lists", nargs="+", metavar="FILE", help="in ROOT (default: those of train.txt, val.txt, test.txt)"
     )
-    parser.add_argument("--frames", type=int, default=16, help="views per orbit (default: %(default)s)")
-    parser.add_argument("--size", type=int, help="pixels a side that pictures must have (default: what most have)")
+    parser.add_argument("--frames", type=int, default=16, help="views per orbit, at least 3 (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, help="pixels per side that pictures must have (default: the most common size)"
+    )
     parser.add_argument("--drop_degenerate", action="store_true", help="count degenerate orbits as bad")
-    parser.add_argument("--strict", action="store_true", help="orbits that were rendered with warnings are bad")
-    parser.add_argument("--sheet", type=int, default=64, help="orbits on the contact sheet (default: %(default)s)")
-    parser.add_argument("--show", type=int, default=20, help="bad orbits to print (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    parser.add_argument("--strict", action="store_true", help="count orbits with warnings of the renderer as bad")
+    parser.add_argument(
+        "--sheet", type=int, default=64, help="number of orbits on the contact sheet (default: %(default)s)"
+    )
+    parser.add_argument("--show", type=int, default=20, help="number of bad orbits to print (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="worker processes (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.frames < 3:
         parser.error("--frames must be at least 3")
