@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ouroboros3d.cli.options import Parser, say_loading
-from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.loading import load_config, split_overrides
 
 
 def main(arguments: list[str]) -> None:
@@ -28,7 +28,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cpu_time", action="store_true", help="seconds of work, not of the clock")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
-    options, overrides = parser.parse_known_args(arguments)
+    arguments, overrides = split_overrides(arguments)  # --rows takes any number of words
+    options = parser.parse_args(arguments)
     load_config(options.config, overrides)  # refuses a bad one before seconds of imports
     say_loading()
     from ouroboros3d.training.benchmark import benchmark
