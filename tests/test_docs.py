@@ -35,7 +35,10 @@ SMALLER: list[tuple[str, list[str]]] = [
     ),
     (r"train\.py(?!.*first_run)", [*ORBITS, *STEP, "train.validate_every=9", *START]),
     (r"first_run\.yaml", ["train.steps=1", "train.validate_every=9"]),
-    (r"benchmark_training\.py", ["train.batch_size=1", "--steps", "1", "--rows", "one pass"]),
+    (
+        r"benchmark_training\.py",
+        ["train.batch_size=1", "train.mixed_precision=fp32", "--steps", "1", "--rows", "one pass"],
+    ),
     (r"benchmark_data\.py", ["--seconds", "0.2", "--workers", "0", "--size", "32"]),
     (r"render_(orbits|eval)\.py", ["--size", "32", "--workers", "1"]),
     (r"convert\.py", ["--size", "32", "--frames", "4", "--faces", "500"]),
