@@ -286,7 +286,7 @@ class TestRecordedRenderings:
         (dict(rules="3dgs"), "rules must be one of"),
         (dict(size=0), "size must be"),
         (dict(near=1.0, far=0.5), "near < far"),
-        (dict(background=(1.0, 1.0)), "background must be three"),
+        (dict(background=(1.0, 1.0)), "background must be"),
         (dict(backend="gsplat"), "gsplat renders CUDA tensors only"),
         (dict(cameras=random_cameras(batch=3)), "2 scenes of Gaussians but cameras for 3"),
         (dict(gaussians=replace(random_scene(), opacities=torch.ones(2, 60, 1))), "opacities must be"),
