@@ -7,6 +7,7 @@ command `ouroboros3d` with a sub-command for each of them.
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -69,7 +70,11 @@ def call(main: Callable[..., int | None], *arguments, **options) -> int:
     """The status of a command: what it returns (None is 0); 2 after a UserError or without a package, which is one
     line on stderr; 130 and 143 when Ctrl-C or SIGTERM stopped it, so that a script of several stages stops too."""
 
+    own = os.getpid()
+
     def terminated(*_) -> NoReturn:
+        if os.getpid() != own:  # a process forked with this handler, ended before it set its own
+            os._exit(143)
         raise SystemExit(143)  # unwinds, so that temporary files are removed
 
     before = signal.signal(signal.SIGTERM, terminated)
