@@ -475,7 +475,7 @@ class TestScript:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["--list", "none.txt"], ["none.txt", "cannot be read"]),
+            (["--list", "none.txt"], ["none.txt", "no such file"]),
             (["--objects", "-1"], ["--objects"]),
             (["--batch", "0"], ["--batch"]),
             (["--compare", "MISSING.csv"], ["MISSING.csv", "not a table of scores"]),

@@ -167,13 +167,18 @@ def test_the_page_shows_and_links_every_object(tmp_path):
         (["--input_img", "x", "--steps", "0"], "sampler.steps = 0"),
         (["--input_img", "x", "sampler.stepz=1"], "stepz"),
         (["--help"], ""),
+        (["evaluate", "--list", "none.txt", "data.root=tests/data/orbits"], "none.txt: no such file; check data.root"),
+        (["train", "data.root=nowhere", "train.output_dir={tmp}"], "no such folder; check data.root"),
+        (["convert", "none.ply", "--to", "glb"], "none.ply: no such file"),
     ],
 )
-def test_wrong_arguments_are_refused_before_torch_is_imported(arguments, words):
+def test_wrong_arguments_are_refused_before_torch_is_imported(arguments, words, tmp_path):
+    command, arguments = ("inference", arguments) if arguments[0].startswith("--") else (arguments[0], arguments[1:])
+    arguments = [text.replace("{tmp}", str(tmp_path)) for text in arguments]
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from ouroboros3d.cli import call, inference\n"
-        f"sys.exit(call(inference.main, {arguments!r}))"
+        "from ouroboros3d.cli import call, load\n"
+        f"sys.exit(call(load({command!r}).main, {arguments!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     help_asked = arguments == ["--help"]

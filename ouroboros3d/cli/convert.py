@@ -40,6 +40,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
     formats = export.check_formats(options.to)
+    if not options.input.is_file():
+        raise UserError(f"{options.input}: no such file")
     targets = {name: _target(options, export.FORMATS[name]) for name in formats}
 
     from ouroboros3d.export.object3d import Object3D  # torch takes seconds, which a wrong argument should not

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
-from ouroboros3d.config.loading import load_config, split_overrides
+from ouroboros3d.config.loading import check_lists, load_config, split_overrides
 from ouroboros3d.devices import DTYPE_NAMES, check_device_name
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path
@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> None:
     if min(options.objects, *options.seeds) < 0 or options.batch < 1:
         raise UserError("--objects and --seeds must not be negative, --batch at least 1")
     config = load_config(options.config, [*overrides, f"data.val={options.list}"])
+    check_lists(config, options.list)
     say_loading()
     from accelerate import PartialState
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
-from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.loading import check_lists, load_config
 from ouroboros3d.config.schema import Config
 from ouroboros3d.errors import TrainingError, UserError
 from ouroboros3d.files import check_writable_dir
@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
     config = load_config(options.config, overrides)
     if not options.dry_run:
         check_writable_dir(config.train.output_dir)
+        check_lists(config, config.data.train, config.data.val)
     say_loading()
     if options.dry_run:
         plan(config)

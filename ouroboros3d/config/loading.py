@@ -38,9 +38,21 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     preset = _preset_layer([*files, *flags])
     config = _merge([*files[:-1], preset, *files[-1:], *flags])
     _check_preset(config, *preset)
-    if not re.match(r"[A-Za-z][\w+.-]+:", config.data.root):  # an address
+    if not _is_address(config.data.root):
         config.data.root = str(locate(config.data.root))
     return config
+
+
+def check_lists(config: Config, *names: str) -> None:
+    """Refuses lists of orbits that are not in `data.root`, before anything heavy is imported. Raises ConfigError."""
+    for path in (Path(config.data.root) / name for name in names):
+        if not path.is_file() and not _is_address(config.data.root):
+            hint = "check data.root and the list's name, or render orbits with scripts/render_orbits.py"
+            raise ConfigError(f"{path}: no such {'file' if path.parent.is_dir() else 'folder'}; {hint}")
+
+
+def _is_address(root: str) -> bool:
+    return re.match(r"[A-Za-z][\w+.-]+:", root) is not None
 
 
 def _preset_layer(layers: Sequence[tuple[str | Path, DictConfig]]) -> tuple[Path, DictConfig]:
