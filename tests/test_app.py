@@ -229,7 +229,7 @@ def open_app(browser, address):
 
     def open_():
         context = browser.new_context(viewport={"width": 1300, "height": 1000}, accept_downloads=True)
-        context.set_default_timeout(120_000)
+        context.set_default_timeout(600_000)  # of waiting, on a machine that does much else
         tab = context.new_page()
         tab.outside = []
         tab.on("request", lambda request: tab.outside.append(request.url))

@@ -2,14 +2,15 @@
 
     python scripts/make_screenshots.py [--out docs] [--input_img testset/armchair.webp] [key=value ...]
 
-Writes examples/<name>.html, images/player.webp, images/player_phone.webp and images/app.webp. Needs Chromium and
-playwright, and for the app Gradio; --no_app leaves that picture out.
+Writes examples/<name>.html, images/player.webp, images/player_phone.webp and images/app.webp, and prints the app's CPU
+seconds. Needs Chromium and playwright, and Gradio for the app; --no_app leaves the app out.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,9 +87,14 @@ def picture_app(browser: Browser, pipeline: Ouroboros3DPipeline, options: argpar
         tab.set_default_timeout(600_000)
         tab.goto(address)
         tab.wait_for_selector("#generate")
+        times = [time.process_time()]  # of the app, which runs in this process; the browser does not
         tab.set_input_files("#picture input[type=file]", str(options.input_img))
-        tab.click("button#generate:not([disabled])")
+        tab.wait_for_selector("button#generate:not([disabled])")
+        times.append(time.process_time())
+        tab.click("button#generate")
         tab.wait_for_function("document.querySelector('#status').innerText.includes('Done')")
+        times.append(time.process_time())
+        print(f"app, CPU seconds: cut-out {times[1] - times[0]:.1f}, upload to object {times[2] - times[0]:.1f}")
         save_screenshot(tab, path)
         tab.close()
 
