@@ -32,7 +32,7 @@ def table(config: Config, processes: int) -> str:
     parameters = count_parameters(config)
     columns = ["weights", "frozen", "gradients", "AdamW", "activations", "total", "8-bit AdamW", "EMA"]
     lines = [
-        f"GiB on each of {processes} processes, {config.train.batch_size} samples per process, "
+        f"GiB on each of {processes} processes, train.batch_size={config.train.batch_size}, "
         f"{parameters.total_trained / 1e6:.0f} M trained and {parameters.total_frozen / 1e6:.0f} M frozen parameters.",
         "",
         "| | precision | checkpointing | " + " | ".join(columns) + " |",
