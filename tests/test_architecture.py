@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from test_extending import Billboards, depth_map
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-import code_size  # noqa: E402
-import draw_architecture  # noqa: E402
+from ouroboros3d.cli import code_size, draw_architecture
 
+ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 
