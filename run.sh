@@ -129,8 +129,9 @@ case "$verb" in
   test)
     prepare pytest pytest-xdist ruff webdataset trimesh gaussforge xatlas "${data_packages[@]}"
     cd "$root"
-    # One thread per process: the tests' networks are too small for more. A file's tests share their fixtures.
-    OMP_NUM_THREADS=1 exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
+    # One thread per process: the tests' networks are too small for more. Stealing keeps most of a file's tests in one
+    # process, so that they share their fixtures.
+    OMP_NUM_THREADS=1 exec "$python" -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"
     ;;
   *)
     sed -n '2,/^set/{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}" >&2
