@@ -14,6 +14,8 @@ from PIL import Image
 trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("embreex")
 
+import mesh_files  # noqa: E402
+
 from ouroboros3d.datagen import blender  # noqa: E402
 from ouroboros3d.datagen import orbit_renderer as render  # noqa: E402
 from ouroboros3d.datagen.assets import Asset, AssetError  # noqa: E402
@@ -212,9 +214,9 @@ def test_bad_assets_are_named(name, content, reason, tmp_path):
     assert name in str(error.value)
 
 
-@needs_bpy
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("default", "faces"), [(None, 12), (1, 80)])
-def test_of_several_scenes_the_default_one_is_rendered(default, faces, tmp_path):
+def test_of_several_scenes_the_default_one_is_rendered(backend, default, faces, tmp_path):
     files = trimesh.Scene({"a": trimesh.creation.box(), "b": trimesh.creation.icosphere(1)}).export(file_type="gltf")
     tree = json.loads(files.pop("model.gltf"))
     roots = [next(i for i, node in enumerate(tree["nodes"]) if node.get("mesh") == k) for k in range(2)]
@@ -225,7 +227,7 @@ def test_of_several_scenes_the_default_one_is_rendered(default, faces, tmp_path)
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "two.gltf").write_text(json.dumps(tree))
-    assert len(open_scene("blender", tmp_path / "two.gltf").scene.surface.faces) == faces
+    assert len(open_scene(backend, tmp_path / "two.gltf").scene.surface.faces) == faces
 
 
 def test_without_the_wheel_the_way_out_is_named(monkeypatch):
@@ -267,29 +269,22 @@ def edges(image: np.ndarray) -> np.ndarray:
 
 
 @needs_bpy
-@pytest.mark.parametrize(
-    "feature",
-    [
-        *("uv i8", "quantised", "plain integers", "texCoord 2", "transform", "mirrored", "clamped", "nearest", "strip"),
-        *("matrix", "webp", "sparse only", "interleaved", "skin", "obj", "ply"),
-    ],
-)
+@pytest.mark.parametrize("feature", [*mesh_files.FEATURES, "obj", "ply"])
 def test_both_backends_read_the_same_base_colours(feature, tmp_path):
     """PSNR of the base colour where both show the object, and overlap of the silhouettes. Without morph weights of
     nodes, which Blender does not read."""
-    formats = pytest.importorskip("test_mesh_formats")
     if feature == "obj":
-        path = formats.obj_cube(tmp_path, "newmtl a\nKd 1 1 1\nmap_Kd -s 2 2 2 t.png\n")
+        path = mesh_files.obj_cube(tmp_path, "newmtl a\nKd 1 1 1\nmap_Kd -s 2 2 2 t.png\n")
     elif feature == "ply":
         path = tmp_path / "cube.ply"
         trimesh.Trimesh(
-            formats.VERTICES,
-            formats.FACES,
+            mesh_files.VERTICES,
+            mesh_files.FACES,
             vertex_colors=np.repeat(np.eye(3, dtype=np.uint8) * 255, 8, 0),
             process=False,
         ).export(path)
     else:
-        path = formats.special(tmp_path / "cube.glb", feature)
+        path = mesh_files.special(tmp_path / "cube.glb", feature)
     surface, blender_scene = load_surface(path), blender.BlenderScene(path, threads=1)
     show_base_colours(surface)
     light = Raycaster(surface)

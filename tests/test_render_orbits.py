@@ -361,26 +361,6 @@ def test_polygons_keep_their_notches(tmp_path):
         assert abs(turns.sum()) == pytest.approx(14) and (turns * np.sign(turns.sum()) >= -1e-9).all()
 
 
-def gltf(path: Path, scenes: list[trimesh.Trimesh], default: int | None) -> None:
-    """A .gltf whose scenes hold one mesh each."""
-    files = trimesh.Scene({f"mesh{i}": mesh for i, mesh in enumerate(scenes)}).export(file_type="gltf")
-    tree = json.loads(files.pop("model.gltf"))
-    roots = [next(i for i, node in enumerate(tree["nodes"]) if node.get("mesh") == k) for k in range(len(scenes))]
-    tree["scenes"] = [{"nodes": [root]} for root in roots]
-    tree.pop("scene", None)
-    if default is not None:
-        tree["scene"] = default
-    for name, data in files.items():
-        (path.parent / name).write_bytes(data)
-    path.write_text(json.dumps(tree))
-
-
-@pytest.mark.parametrize(("default", "faces"), [(None, 12), (1, 80)])
-def test_of_several_scenes_the_default_one_is_rendered(default, faces, tmp_path):
-    gltf(tmp_path / "two.gltf", [trimesh.creation.box(), trimesh.creation.icosphere(1)], default)
-    assert len(load_surface(tmp_path / "two.gltf").faces) == faces
-
-
 def test_a_missing_texture_is_a_warning_and_leaves_the_plain_colour(tmp_path, monkeypatch, capsys):
     (tmp_path / "sign.obj").write_text(f"mtllib sign.mtl\n{SQUARE}usemtl paint\nf 1/1 2/2 3/3 4/4\n")
     unused = "newmtl unused\nmap_Kd nobody.png\n"
@@ -654,11 +634,3 @@ def test_committed_split_keeps_variants_together_and_names_licences():
         assert splits.setdefault(get_furniture.variant_group(entry), row["split"]) == row["split"]
     counts = {split: sum(row["split"] == split for row in rows) for split in ("train", "val", "test")}
     assert counts["test"] == 46 and counts["val"] == 10
-
-
-def test_meshes_of_other_formats_load(tmp_path):
-    trimesh.creation.icosphere(subdivisions=1).export(tmp_path / "ball.ply")
-    trimesh.creation.icosphere(subdivisions=1).export(tmp_path / "ball.glb")
-    for name in ("ball.ply", "ball.glb"):
-        image = Raycaster(load_surface(tmp_path / name)).render(orbit_pose(0, 0), 16, 1)
-        assert image[8, 8, 3] == 255 and image[0, 0, 3] == 0
