@@ -1,11 +1,33 @@
-"""Orbits for the tests: a folder of pictures in which every pixel tells where it is from, and a dataset of it."""
+"""Orbits for the tests: what is rendered to them, and a dataset of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from ouroboros3d.cli import call, render_orbits
 from ouroboros3d.config.schema import Config
 from ouroboros3d.data.orbits import OrbitDataset
+from ouroboros3d.datagen import procedural
+
+QUICK = ("--size", 16, "--orbits", 1, "--samples", 1, "--workers", 1)
+SQUARE = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"  # of an .obj file, without faces
+
+
+def run(*arguments) -> int:
+    """scripts/render_orbits.py: its status."""
+    return call(render_orbits.main, [str(a) for a in arguments])
+
+
+def box_file(folder: Path) -> Path:
+    """box.obj and box.mtl: 0.4 x 0.6 x 0.8, red above (+y in the file) and blue below."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "box.mtl").write_text("newmtl red\nKd 1 0 0\nnewmtl blue\nKd 0 0 1\n")
+    text, (corners, faces, _) = "mtllib box.mtl\n", procedural.box()
+    for half, (name, middle) in enumerate((("red", 0.2), ("blue", -0.2))):
+        text += "".join("v {} {} {}\n".format(*row) for row in corners * [0.2, 0.2, 0.3] + [0, middle, 0])
+        text += f"usemtl {name}\n" + "".join("f {} {} {}\n".format(*row) for row in faces + 1 + half * len(corners))
+    (folder / "box.obj").write_text(text)
+    return folder / "box.obj"
 
 
 def orbit_dataset(
