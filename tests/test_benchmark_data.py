@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_orbits import SIZE, write_orbit
+from orbit_folders import SIZE, write_noise
 
 from ouroboros3d.cli import benchmark_data, call
 from ouroboros3d.data import benchmark
@@ -14,7 +14,7 @@ from ouroboros3d.data import benchmark
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("orbits")
-    write_orbit(root / "a")
+    write_noise(root / "a")
     (root / "train.txt").write_text("a\n")
     return root
 

@@ -106,7 +106,7 @@ def test_the_objective_forward_and_backward(fake, make_config):
 
 
 def test_ema_after_a_resume_must_be_moved_to_the_device(fake):
-    """accelerate loads it on the CPU; test_trainer.py sees to it that a resume moves it."""
+    """accelerate loads it on the CPU; test_resume.py sees to it that a resume moves it."""
     network = nn.Linear(2, 2, device=GPU)
     ema = EMAModel(list(network.parameters()), decay=0.9, foreach=True)
     ema.step(network.parameters())

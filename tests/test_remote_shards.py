@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from test_orbits import SIZE, same, write_orbit
+from orbit_folders import SIZE, same, write_noise
 
 pytest.importorskip("webdataset")
 from orbit_folders import orbit_dataset
@@ -50,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
 def shards(tmp_path_factory) -> tuple[Path, Path]:
     root, out = tmp_path_factory.mktemp("orbits"), tmp_path_factory.mktemp("shards")
     for k, name in enumerate(IDS):
-        write_orbit(root / name, elevation=5.0 * k)
+        write_noise(root / name, elevation=5.0 * k)
     (root / "train.txt").write_text("\n".join(IDS))
     assert call(make_shards.main, [str(root), "--out", str(out), "--per_shard", "2"]) == 0
     return root, out

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_orbits import SIZE, same, write_orbit
+from orbit_folders import SIZE, same, write_noise
 from torch.utils.data import DataLoader
 
 from ouroboros3d.cli import call
@@ -28,7 +28,7 @@ def folders(tmp_path_factory) -> Path:
     """Five orbits, with names that tar files and WebDataset's keys find hard. One has a cut frame; "g" is not there."""
     root = tmp_path_factory.mktemp("orbits")
     for k, name in enumerate(IDS[:-1]):
-        write_orbit(root / name, elevation=5.0 * k)
+        write_noise(root / name, elevation=5.0 * k)
     picture = root / "e f" / "render_0004.webp"
     picture.write_bytes(picture.read_bytes()[:50])
     (root / "train.txt").write_text("\n".join(IDS[:4] + IDS[5:]))

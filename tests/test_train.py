@@ -14,12 +14,11 @@ import pytest
 import torch
 from conftest import LEAN, SMALL
 from omegaconf import OmegaConf
-from PIL import Image
+from orbit_folders import poses_of, write_frames
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from ouroboros3d.cameras import orbit_poses
 from ouroboros3d.cli import call
 from ouroboros3d.models.weights import find_weights
 from ouroboros3d.training.setup import compile_networks
@@ -42,20 +41,11 @@ TINY = OmegaConf.merge(
 
 def write_orbits(root: Path, count: int = 4) -> None:
     """`count` orbits of 16 frames: a square of the object's colour that moves with the azimuth."""
-    to_opengl = np.diag([1.0, -1.0, -1.0, 1.0])
-    y_up_to_z_up = np.array([[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
     for number in range(count):
-        folder = root / f"object_{number}"
-        folder.mkdir(parents=True)
-        poses = orbit_poses([22.5 * i for i in range(16)], 10.0 * number, 1.7417).numpy()
-        locations = []
-        for frame, pose in enumerate(poses):
-            rgba = np.zeros((32, 32, 4), np.uint8)
-            rgba[8:24, 4 + frame : 14 + frame] = [60 * number, 200 - 60 * number, 90, 255]
-            Image.fromarray(rgba).save(folder / f"render_{frame:04d}.webp", lossless=True)
-            matrix = (y_up_to_z_up @ pose @ to_opengl).tolist()
-            locations.append({"transform_matrix": matrix, "frames": [{"name": f"render_{frame:04d}.webp"}]})
-        (folder / "meta.json").write_text(json.dumps({"camera_angle_x": 0.6911, "locations": locations}))
+        pictures = np.zeros((16, 32, 32, 4), np.uint8)
+        for frame, picture in enumerate(pictures):
+            picture[8:24, 4 + frame : 14 + frame] = [60 * number, 200 - 60 * number, 90, 255]
+        write_frames(root / f"object_{number}", pictures, poses_of(10.0 * number))
     (root / "train.txt").write_text("".join(f"object_{n}\n" for n in range(1, count)))
     (root / "val.txt").write_text("object_0\n")
 
