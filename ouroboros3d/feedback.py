@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ouroboros3d.cameras import Cameras
@@ -13,6 +14,18 @@ from ouroboros3d.interfaces import Rendering
 
 # The 3D-aware feedback maps c of the paper: name ("rgb", "ccm") -> [B, V, 3, H, W] in [0, 1].
 Feedback = dict[str, Tensor]
+
+
+def views_to_reconstruct(views: Tensor, image: Tensor, input_view: str) -> Tensor:
+    """[B, V, 3, H, W] for the reconstructor, from the predicted views and the input image [B, 3, H', W'].
+
+    `predicted` (the release) is the views as they are. `given` has the input image itself, resized to them, as view 0:
+    that view is known, so the object keeps its colours and details.
+    """
+    if input_view == "predicted":
+        return views
+    known = F.interpolate(image.to(views), views.shape[-2:], mode="area")
+    return torch.cat([known[:, None], views[:, 1:]], dim=1)
 
 
 def feedback_maps(rendering: Rendering, cameras: Cameras, convention: str) -> Feedback:

@@ -20,7 +20,7 @@ from ouroboros3d import diffusion
 from ouroboros3d.config.schema import Config
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.errors import ConfigError
-from ouroboros3d.feedback import Feedback, choose_maps, feedback_maps
+from ouroboros3d.feedback import Feedback, choose_maps, feedback_maps, views_to_reconstruct
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.geometry import unproject
 from ouroboros3d.interfaces import Reconstructor, Renderer, Rendering
@@ -182,7 +182,8 @@ class Objective(nn.Module):
             self.record("decoded_x0", decoded)
             # Without a reconstruction loss the maps are data for the U-Net alone.
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.reconstruction != "none"):
-                gaussians = self._reconstruct(decoded, batch, inputs.c_noise)
+                known = views_to_reconstruct(decoded, batch.images[:, 0], self.model.conventions.input_view)
+                gaussians = self._reconstruct(known, batch, inputs.c_noise)
                 rendering = self._render(gaussians, batch)
             self.record("render_x1", rendering.rgb)
         if config.reconstruction != "none":

@@ -26,7 +26,7 @@ from ouroboros3d import diffusion
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.schema import ModelConfig, SamplerConfig
 from ouroboros3d.errors import ConfigError, UserError
-from ouroboros3d.feedback import Feedback, choose_maps, feedback_maps
+from ouroboros3d.feedback import Feedback, choose_maps, feedback_maps, views_to_reconstruct
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.interfaces import Reconstructor, Renderer, Rendering
 from ouroboros3d.models.conditioning import Residuals
@@ -227,7 +227,8 @@ class Sampler:
                 decoded = self.svd.decode(x0) if last else self.svd.decode_in_loop(x0, config.loop_decoder)
                 finite(decoded, i, "decoded views")
             with clock("reconstruct", device):
-                gaussians = self.reconstructor(decoded, cameras, t, lgm_rays)
+                known = views_to_reconstruct(decoded, image, self.model.conventions.input_view)
+                gaussians = self.reconstructor(known, cameras, t, lgm_rays)
                 finite(gaussians.to_tensor(), i, "Gaussians")
             with clock("render", device):
                 rendering = self.renderer(gaussians, cameras, size)

@@ -141,6 +141,7 @@ class ConventionsConfig:
     rays: Quirk = "release"  # quirk 3
     coordinates_map: Quirk = "release"  # quirk 7
     view_selection: Literal["release", "even"] = "release"  # quirk 8
+    input_view: Literal["predicted", "given"] = "predicted"  # what the reconstructor sees at the input's own camera
     condition_latent: Literal["mode", "sample"] = "mode"  # at inference: quirk 13
     decode_chunk: int = _number(14, ge=0)  # frames decoded together over the flattened batch; 0 = per sample: quirk 14
     rotation: Quirk = "release"  # quirk 17
