@@ -27,10 +27,11 @@ class DeviceError(UserError, RuntimeError):
     """The device cannot be used, or not for this."""
 
 
-def check_device_name(name: str | None) -> None:
+def check_device_name(name: str) -> str:
     """Refuses a misspelled device. Raises DeviceError."""
-    if name is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise DeviceError(f"--device {name}: must be cpu, cuda, cuda:<number> or mps")
+    return name
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ouroboros3d.errors import UserError
 
@@ -92,10 +94,21 @@ def read_list(path: str | Path) -> list[str]:
     return lines[: -1 if lines and not lines[-1] else None]
 
 
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Bytes, or text in UTF-8, all or nothing. Raises OutputError."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:
     """One a line, all or nothing. Raises OutputError."""
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_whole(path, "".join(f"{line}\n" for line in lines))
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Indented, all or nothing; NaN and infinity, which JSON lacks, become null. Raises OutputError."""
+    finite = json.loads(json.dumps(values), parse_constant=lambda _name: None)
+    write_whole(path, json.dumps(finite, indent=1) + "\n")
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:

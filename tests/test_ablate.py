@@ -135,10 +135,8 @@ def test_another_budget_in_the_same_folder_is_refused(done, ablate, base, make_r
 def test_the_rows_over_the_small_model(ablate, tmp_path):
     base = ROOT / "configs" / "small" / "joint.yaml"
     out = tmp_path / "out"
-    options, overrides = ablate.parse(
-        ["--base", str(base), "--out", str(out), "--steps", "3", "--rows", *ablation_rows.TABLES]
-    )
-    made = ablation.Ablation(options, overrides, run=None)
+    options = ablate.parse(["--base", str(base), "--out", str(out), "--steps", "3", "--rows", *ablation_rows.TABLES])
+    made = ablation.Ablation(options, run=None)
     own = load_config(base)
     configs = {name: load_config(made.config_file(name)) for name in options.rows}
     assert list(configs) == list(ablation_rows.ROWS)
@@ -164,8 +162,8 @@ def test_the_rows_over_the_small_model(ablate, tmp_path):
 def test_the_rows_over_the_full_model(ablate, tmp_path, capsys):
     base = ROOT / "configs" / "mv" / "svd_lgm_rgb_ccm_lvis.yaml"
     arguments = ["--base", str(base), "--out", str(tmp_path), "--steps", "3"]
-    options, overrides = ablate.parse([*arguments, "--rows", "ccm", "from_20"])
-    made = ablation.Ablation(options, overrides, run=None)
+    options = ablate.parse([*arguments, "--rows", "ccm", "from_20"])
+    made = ablation.Ablation(options, run=None)
     ccm, late = (load_config(made.config_file(name)) for name in ("ccm", "from_20"))
     assert ccm.objective.feedback == ["ccm"] and (late.sampler.steps, late.sampler.feedback_from) == (25, 20)
     # Its conventions mix the samples of a batch, which the shuffled control needs: said before anything is trained.

@@ -14,47 +14,31 @@ import argparse
 import threading
 import webbrowser
 
-from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
-from ouroboros3d.config.checks import check_config
+from ouroboros3d.cli.options import ConfigParser, say_loading
 from ouroboros3d.config.loading import load_config
-from ouroboros3d.config.schema import Config
-from ouroboros3d.devices import DTYPE_NAMES
 from ouroboros3d.files import locate
 
 
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options and the key=value arguments."""
-    parser = Parser(__doc__)
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = ConfigParser(__doc__)
+    parser.add_checkpoint()
+    parser.add_device()
     add = parser.add_argument
-    add("--config", default=SMALL_CONFIG, help="YAML file (default: configs/small.yaml)")
-    add("--ckpt", metavar="FOLDER", help="weights (default: the config's)")
-    add("--device", help="cpu, cuda, cuda:<number> or mps (default: what the machine has)")
-    add("--dtype", choices=DTYPE_NAMES, help="default: float32 on a CPU, fp16 on CUDA")
     add("--host", default="127.0.0.1", help="address to answer on; 0.0.0.0 is every network (default: %(default)s)")
     add("--port", type=int, default=7860, help="1 to 65535 (default: %(default)s)")
     add("--limit_mb", type=int, default=20, help="largest upload in megabytes (default: %(default)s)")
     add("--open", action="store_true", help="open a browser")
-    add("overrides", nargs="*", metavar="key=value", help="of the configuration")
     options = parser.parse_args(arguments)
     if not 1 <= options.port <= 65535:
         parser.error(f"--port {options.port} does not lie in 1 .. 65535")
     if options.limit_mb < 1:
         parser.error(f"--limit_mb {options.limit_mb} must be positive")
-    return options, options.overrides
-
-
-def configure(options: argparse.Namespace, overrides: list[str]) -> Config:
-    """The configuration with --ckpt on top. Raises ConfigError."""
-    config = load_config(options.config, overrides)
-    if options.ckpt is not None:
-        config.model.pretrained.checkpoint = options.ckpt
-    check_config(config)
-    return config
+    return options
 
 
 def main(arguments: list[str]) -> None:
-    options, overrides = parse(arguments)
-    config = configure(options, overrides)
+    options = parse(arguments)
+    config = load_config(options.config, options.overrides)
     from ouroboros3d.app.port import check_gradio, check_port
 
     check_port(options.host, options.port)

@@ -19,26 +19,19 @@ from ouroboros3d.cli.options import Parser
 
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("root", help="folder of orbits or of shards, or an address of shards")
-    parser.add_argument("--list", default="train.txt", help="list of ids in ROOT (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=512, help="pixels per side (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=4, help="examples per batch (default: %(default)s)")
-    parser.add_argument(
-        "--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of workers to time (default: 0 1 2)"
-    )
-    parser.add_argument(
-        "--cache", choices=("none", "memory", "disk"), default="none", help="see data.cache (default: %(default)s)"
-    )
-    parser.add_argument("--cache_dir", help="folder of the cache (default: <root>/.cache)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="seconds per measurement (default: %(default)s)")
-    parser.add_argument(
-        "--links", type=int, default=0, metavar="N", help="read a list of N links to the orbits of ROOT"
-    )
-    parser.add_argument("--rate", type=float, help="examples per second that one GPU trains on")
-    parser.add_argument("--gpus", type=int, default=8, help="GPUs to feed, for the verdict (default: %(default)s)")
-    parser.add_argument(
-        "--cores", type=int, default=os.cpu_count(), help="cores for workers, for the verdict (default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("root", help="folder of orbits or of shards, or an address of shards")
+    add("--list", default="train.txt", help="list of ids in ROOT (default: %(default)s)")
+    add("--size", type=int, default=512, help="pixels per side (default: %(default)s)")
+    add("--batch_size", type=int, default=4, help="examples per batch (default: %(default)s)")
+    add("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of workers to time (default: 0 1 2)")
+    add("--cache", choices=("none", "memory", "disk"), default="none", help="see data.cache (default: %(default)s)")
+    add("--cache_dir", help="folder of the cache (default: <root>/.cache)")
+    add("--seconds", type=float, default=10.0, help="seconds per measurement (default: %(default)s)")
+    add("--links", type=int, default=0, metavar="N", help="read a list of N links to the orbits of ROOT")
+    add("--rate", type=float, help="examples per second that one GPU trains on")
+    add("--gpus", type=int, default=8, help="GPUs to feed, for the verdict (default: %(default)s)")
+    add("--cores", type=int, default=os.cpu_count(), help="cores for workers, for the verdict (default: %(default)s)")
     options = parser.parse_args(arguments)
     from ouroboros3d.data.benchmark import benchmark
 

@@ -12,7 +12,6 @@ cost is the sum of its parts as its steps need them, for one object and --batch 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
 from ouroboros3d.config.loading import load_config, split_overrides
 from ouroboros3d.config.schema import Config, PretrainedConfig
-from ouroboros3d.files import atomic_path
+from ouroboros3d.files import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -187,8 +186,7 @@ def main(arguments: list[str]) -> None:
     report = benchmark(configs, options)
     print(table(report))
     if options.json:
-        with atomic_path(options.json) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(options.json, report)
 
 
 def benchmark(configs: dict[str, Config], options: argparse.Namespace) -> dict:

@@ -18,9 +18,7 @@ def main(arguments: list[str]) -> None:
     sizes = ["512@64", "4096@64", "16384@128", "65536@512"]
     parser.add_argument("--sizes", nargs="+", default=sizes, metavar="N@PIXELS", help="default: " + " ".join(sizes))
     parser.add_argument("--backends", nargs="+", choices=["cpu", "dense", "gsplat"], help="default: all there are")
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="time to spend on each number (default: %(default)s)"
-    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each number (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         scenes = [tuple(int(part) for part in text.split("@", 1)) for text in options.sizes]

@@ -15,23 +15,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ouroboros3d.cli.options import Parser, say_loading
-from ouroboros3d.config.loading import load_config, split_overrides
+from ouroboros3d.cli.options import ConfigParser, say_loading
+from ouroboros3d.config.loading import load_config
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--config", default="configs/small/joint.yaml")
+    parser = ConfigParser(__doc__, "configs/small/joint.yaml")
     parser.add_argument("--weights", metavar="FOLDER", help="a checkpoint to start from")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="kinds of steps (default: the first three)")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--cpu_time", action="store_true", help="seconds of work, not of the clock")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
-    arguments, overrides = split_overrides(arguments)  # --rows takes any number of words
     options = parser.parse_args(arguments)
-    load_config(options.config, overrides)  # refuses a bad one before seconds of imports
+    load_config(options.config, options.overrides)  # refuses a bad one before seconds of imports
     say_loading()
     from ouroboros3d.training.benchmark import benchmark
 
-    benchmark(options, overrides)
+    benchmark(options)

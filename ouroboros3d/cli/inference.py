@@ -16,19 +16,17 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-from ouroboros3d.cli.options import SMALL_CONFIG, Parser, process_seconds, say_loading
-from ouroboros3d.config.checks import check_config
-from ouroboros3d.config.loading import as_kwargs, load_config, split_overrides
+from ouroboros3d.cli.options import ConfigParser, process_seconds, say_loading
+from ouroboros3d.config.loading import as_kwargs, load_config
 from ouroboros3d.config.schema import Config
-from ouroboros3d.devices import DTYPE_NAMES, check_device_name
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.export import FORMATS, check_formats
 from ouroboros3d.files import check_writable_dir, locate
 from ouroboros3d.inference.jobs import (
     RECORD,
     Job,
+    Options,
     find_pictures,
     is_finished,
     name_jobs,
@@ -42,68 +40,37 @@ DEFAULT_FORMATS = ("png", "ply", "mp4")
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options, and in `overrides` the key=value arguments wherever they stand. Exits with status 2."""
-    parser = Parser(__doc__)
+    parser = ConfigParser(__doc__)
+    parser.add_checkpoint("folder of weights, run of train.py, training checkpoint or hub id (default: the config's)")
+    parser.add_device()
     add = parser.add_argument
-    add(
-        *("--input_img", "--input"),
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="pictures, folders of pictures, quoted patterns, or .txt lists with one picture per line",
-    )
-    add("--config", default=SMALL_CONFIG, metavar="YAML", help="(default: %(default)s)")
-    add(
-        *("--ckpt", "--checkpoint"),
-        metavar="FOLDER",
-        help="folder of weights, run of train.py, training checkpoint or hub id (default: the config's)",
-    )
+    inputs = "pictures, folders of pictures, quoted patterns, or .txt lists with one picture per line"
+    add("--input_img", "--input", nargs="+", required=True, metavar="FILE", help=inputs)
     add("--output_dir", "--output", default="outputs", metavar="FOLDER", help="(default: %(default)s)")
     add("--elevation", type=elevation, help="degrees the camera looks down, or auto (default: the config's, 0)")
-    add("--seed", type=int, help="seed of the noise, at least 0 (default: the config's, 0)")
-    add(
-        *("--steps", "--num_inference_steps"),
-        type=int,
-        help="denoising steps, at least 1 (default: the config's, 5 of the small model)",
-    )
-    add(
-        "--candidates",
-        type=count,
-        default=1,
-        metavar="N",
-        help="samples from N seeds, of which the best is finished (default: %(default)s)",
-    )
-    add("--device", help="cpu, cuda, cuda:<number> or mps (default: cuda where there is one, else cpu)")
-    add("--preset", choices=("exact", "fast", "draft"), help="the same as sampler.preset=, docs/performance.md")
-    add("--dtype", choices=DTYPE_NAMES, help="of the networks (default: fp16 on cuda, else float32)")
+    seed = "seed of the noise, at least 0 (default: the config's, 0)"
+    add("--seed", dest="sampler.seed", type=int, metavar="SEED", help=seed)
+    steps = "denoising steps, at least 1 (default: the config's, 5 of the small model)"
+    add("--steps", "--num_inference_steps", dest="sampler.steps", type=int, metavar="N", help=steps)
+    candidates = "samples from N seeds, of which the best is finished (default: %(default)s)"
+    add("--candidates", type=count, default=1, metavar="N", help=candidates)
+    presets = ("exact", "fast", "draft")
+    add("--preset", dest="sampler.preset", choices=presets, help="the same as sampler.preset=, docs/performance.md")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--no_remove_bg", action="store_true", help="take opaque pictures as they are")
-    how.add_argument(
-        "--white_background", action="store_true", help="product photos: cut out by their white background"
-    )
-    add(
-        "--border",
-        type=border,
-        default=0.2,
-        help="empty margin around the object, as a share of the picture from 0 to 1 (default: %(default)s)",
-    )
-    add(
-        "--formats",
-        nargs="+",
-        default=list(DEFAULT_FORMATS),
-        metavar="FORMAT",
-        help=f"any of {', '.join(FORMATS)} (default: {' '.join(DEFAULT_FORMATS)})",
-    )
+    white = "product photos: cut out by their white background"
+    how.add_argument("--white_background", action="store_true", help=white)
+    margin = "empty margin around the object, as a share of the picture from 0 to 1 (default: %(default)s)"
+    add("--border", type=border, default=0.2, help=margin)
+    formats = f"any of {', '.join(FORMATS)} (default: {' '.join(DEFAULT_FORMATS)})"
+    add("--formats", nargs="+", default=list(DEFAULT_FORMATS), metavar="FORMAT", help=formats)
     add("--html", action="store_true", help="also <name>.html, a page to turn the object of every step in")
     add("--up", choices=("y", "-y", "z", "-z"), help="up in exported files (default: what viewers of the format take)")
     add("--raw", action="store_true", help=".ply: the release's file, neither turned nor with unit quaternions")
     add("--save_steps", action="store_true", help="also write what every step of the loop made")
     add("--summary", action="store_true", help="write index.html, a page of all pictures and their objects")
     add("--overwrite", action="store_true", help="make finished pictures again")
-    # Taken out first, or `--input_img a.png sampler.steps=5` would name two pictures.
-    arguments, overrides = split_overrides(arguments)
-    options = parser.parse_args(arguments)
-    options.overrides = overrides + ([f"sampler.preset={options.preset}"] if options.preset else [])
-    return options
+    return parser.parse_args(arguments)
 
 
 def border(text: str) -> float:
@@ -126,16 +93,8 @@ def elevation(text: str) -> float | str:
 
 def configure(options: argparse.Namespace) -> Config:
     """The configuration with what the flags say on top. Raises ConfigError."""
-    config = load_config(options.config, options.overrides)
-    if options.ckpt is not None:
-        config.model.pretrained.checkpoint = options.ckpt
-    if options.elevation not in (None, "auto"):
-        config.cameras.elevation = options.elevation
-    if options.seed is not None:
-        config.sampler.seed = options.seed
-    if options.steps is not None:
-        config.sampler.steps = options.steps
-    check_config(config)
+    angle = [] if options.elevation in (None, "auto") else [f"cameras.elevation={options.elevation}"]
+    config = load_config(options.config, [*options.overrides, *angle])
     if config.model.pretrained.checkpoint is None:
         raise ConfigError("model.pretrained.checkpoint is not set: name a checkpoint folder with --ckpt")
     return config
@@ -143,20 +102,19 @@ def configure(options: argparse.Namespace) -> Config:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    check_device_name(options.device)
     options.formats = check_formats([*options.formats, *(["html"] if options.html else [])])
     config = configure(options)
     pictures = find_pictures(options.input_img)
-    jobs = name_jobs(pictures, options.output_dir, endings(options))
-    folder, settings = Path(options.output_dir), settings_of(options, config)
+    folder, wanted, ends = Path(options.output_dir), results_of(options, config), endings(options)
+    jobs = name_jobs(pictures, folder, ends)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     own = jobs[rank::processes]  # before the finished ones are left out, which another process may be adding to
-    pending = [job for job in own if options.overwrite or not is_finished(job, folder, settings, endings(options))]
+    pending = [job for job in own if options.overwrite or not is_finished(job, folder, wanted.settings, ends)]
     if len(pending) < len(own):
         print(f"{len(own) - len(pending)} of {len(own)} pictures are finished; --overwrite makes them again")
     failures: dict[str, str] = {}
     if pending or processes > 1:
-        failures = generate(pending, folder, options, config, settings, processes)
+        failures = generate(pending, folder, options, config, wanted, processes)
     if rank == 0:
         report(jobs, failures, folder, options)
     return 1 if failures else 0
@@ -168,47 +126,32 @@ def endings(options: argparse.Namespace) -> list[str]:
     return ["_input.png", *(FORMATS[name] for name in options.formats), *steps, RECORD]
 
 
-def settings_of(options: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """All that a picture's results depend on, but the picture and the device."""
-    parts = {name: as_kwargs(getattr(config, name)) for name in ("model", "sampler", "cameras", "turntable")}
-    return {
-        **parts,
-        "background": config.data.background,
-        "weights": weights_stamp(locate(config.model.pretrained.checkpoint)),
+def results_of(options: argparse.Namespace, config: Config) -> Options:
+    """What to make of each picture, and all that its results depend on, but the picture and the device."""
+    wanted = {
         "elevation": options.elevation if options.elevation == "auto" else config.cameras.elevation,
         "candidates": options.candidates,
-        "dtype": options.dtype,
-        "remove_background": remove_background(options),
+        "remove_background": "white" if options.white_background else not options.no_remove_bg,
         "border": options.border,
         "formats": options.formats,
-        "export": export_options(options),
+        "export": {"up": options.up, "raw": options.raw or None},
         "save_steps": options.save_steps,
     }
-
-
-def export_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What the writers of the formats are told, each what it knows."""
-    return {"up": options.up, "raw": options.raw or None}
-
-
-def remove_background(options: argparse.Namespace) -> bool | str:
-    return "white" if options.white_background else not options.no_remove_bg
+    parts = {name: as_kwargs(getattr(config, name)) for name in ("model", "sampler", "cameras", "turntable")}
+    parts |= {"background": config.data.background, "dtype": options.dtype}
+    weights = weights_stamp(locate(config.model.pretrained.checkpoint))
+    return Options(**wanted, settings={**parts, "weights": weights, **wanted})
 
 
 def generate(
-    jobs: list[Job],
-    folder: Path,
-    options: argparse.Namespace,
-    config: Config,
-    settings: dict[str, Any],
-    processes: int,
+    jobs: list[Job], folder: Path, options: argparse.Namespace, config: Config, wanted: Options, processes: int
 ) -> dict[str, str]:
     """Makes the results of this process's jobs; returns the failures of all processes, by name."""
     if jobs:
         say_loading()
     from ouroboros3d.devices import pick_device
     from ouroboros3d.inference.photo import load_condition_image
-    from ouroboros3d.inference.results import Options, check_ffmpeg, run
+    from ouroboros3d.inference.results import check_ffmpeg, run
     from ouroboros3d.pipeline import Ouroboros3DPipeline
 
     device = pick_device(options.device)
@@ -223,17 +166,7 @@ def generate(
         pipe = Ouroboros3DPipeline.from_config(config, device, options.dtype)
         clock = pipe.sampler.clock
         clock.seconds["load"] = process_seconds()
-        what = Options(
-            formats=options.formats,
-            remove_background=remove_background(options),
-            border=options.border,
-            elevation="auto" if options.elevation == "auto" else None,
-            candidates=options.candidates,
-            save_steps=options.save_steps,
-            export=export_options(options),
-            settings=settings,
-        )
-        records, failures = run(pipe, jobs, folder, what)
+        records, failures = run(pipe, jobs, folder, wanted)
         print(f"{clock.summary()}; {process_seconds():.1f} s in all")
         for name, record in records.items():
             if options.candidates > 1 or options.elevation == "auto":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
+from ouroboros3d.cli.options import ConfigParser, say_loading
 from ouroboros3d.config.loading import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,18 +20,12 @@ TURN = 30  # degrees between turntable cameras; every fourth is shown
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
-    parser.add_argument(
-        "--elevation",
-        type=float,
-        default=12.0,
-        help="degrees the camera looks down; testset/ has 8 to 20 (default: %(default)s)",
-    )
+    parser = ConfigParser(__doc__)
+    looks = "degrees the camera looks down; testset/ has 8 to 20 (default: %(default)s)"
+    parser.add_argument("--elevation", dest="cameras.elevation", type=float, default=12.0, metavar="ANGLE", help=looks)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", help="folder (default: docs/images)")
-    options, overrides = parser.parse_known_args(arguments)
-    config = load_config(options.config, overrides)
-    config.cameras.elevation = options.elevation
+    options = parser.parse_args(arguments)
+    config = load_config(options.config, options.overrides)
     say_loading()
     from ouroboros3d.inference.photo import load_condition_image
     from ouroboros3d.pipeline import Ouroboros3DPipeline
@@ -48,7 +42,7 @@ def main(arguments: list[str]) -> None:
             pipeline.steps(picture.tensor[None], [config.sampler.seed]),
             lambda s, h=history: h.append(StepImages(s.index, s.sigma, s.pictures(0)).small()),
         )
-        cameras = turntable_cameras(TURN, config.turntable.radius, config.turntable.fov, tilt=options.elevation)
+        cameras = turntable_cameras(TURN, config.turntable.radius, config.turntable.fov, tilt=config.cameras.elevation)
         turned = pipeline.sampler.renderer(step.gaussians, cameras.views([1, 5, 9]), config.turntable.size).rgb[0]
         views = step.pictures(0)["views"][1::2]
         rows.append((name, [picture.tensor * 0.5 + 0.5, *views, *turned.clamp(0, 1)]))

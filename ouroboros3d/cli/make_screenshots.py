@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
+from ouroboros3d.cli.options import ConfigParser, say_loading
 from ouroboros3d.files import check_writable_dir, locate
 
 if TYPE_CHECKING:
@@ -29,15 +29,13 @@ PORT = 7897  # of the app whose picture is taken
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser(__doc__)
+    parser = ConfigParser(__doc__)
     add = parser.add_argument
     add("--input_img", type=Path, default=locate("testset/armchair.webp"), metavar="FILE")
-    add("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
     add("--elevation", type=float, default=12.0, help="of the input, degrees (default: %(default)s)")
     add("--steps", type=int, default=15, help="of the loop (default: %(default)s)")
     add("--out", type=Path, default=locate("docs"), metavar="FOLDER", help="default: docs")
     add("--no_app", action="store_true", help="no picture of the app")
-    add("overrides", nargs="*", metavar="key=value", help="of the configuration")
     return parser.parse_args(arguments)
 
 

@@ -20,13 +20,12 @@ from ouroboros3d.cli.options import Parser
 
 def main(arguments: list[str]) -> int:
     parser = Parser(__doc__)
-    parser.add_argument("root", type=Path, help="folder of orbits")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument(
-        "--lists", nargs="+", metavar="FILE", help="lists in ROOT (default: train.txt, val.txt, test.txt, if not empty)"
-    )
-    parser.add_argument("--per_shard", type=int, default=256, help="orbits per shard (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="worker processes; 0: none (default: %(default)s)")
+    add = parser.add_argument
+    add("root", type=Path, help="folder of orbits")
+    add("--out", type=Path, required=True, help="folder for the shards")
+    add("--lists", nargs="+", metavar="FILE", help="in ROOT (default: train.txt, val.txt, test.txt, if not empty)")
+    add("--per_shard", type=int, default=256, help="orbits per shard (default: %(default)s)")
+    add("--workers", type=int, default=0, help="worker processes; 0: none (default: %(default)s)")
     options = parser.parse_args(arguments)
     from ouroboros3d.data.shard_writer import make_shards
 

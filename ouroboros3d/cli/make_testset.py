@@ -5,7 +5,6 @@ Needs the folder that get_furniture.py wrote. Every object is of the test split.
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from ouroboros3d.cli.options import Parser
 from ouroboros3d.datagen.assets import AssetError
 from ouroboros3d.datagen.meshes import load_surface
 from ouroboros3d.datagen.raycast import SKY_DIRECTION, Raycaster, orbit_pose, pixel_directions
+from ouroboros3d.files import read_table
 
 SIZE = 512
 
@@ -104,8 +104,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("testset"))
     args = parser.parse_args(arguments)
     try:
-        with open(SPLIT_FILE, newline="", encoding="utf-8") as file:
-            rows = {row["id"]: row for row in csv.DictReader(file)}
+        rows = {row["id"]: row for row in read_table(SPLIT_FILE, ["id"])}
         args.out.mkdir(parents=True, exist_ok=True)
         lines = []
 

@@ -12,28 +12,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
-from ouroboros3d.config.loading import load_config, split_overrides
-from ouroboros3d.devices import check_device_name
+from ouroboros3d.cli.options import ConfigParser, say_loading
+from ouroboros3d.config.loading import load_config
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import check_writable_dir, write_csv, write_lines
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
-    parser.add_argument("--list", default="test.txt", help="in data.root (default: %(default)s)")
+    parser = ConfigParser(__doc__)
+    parser.add_argument("--list", dest="data.val", default="test.txt", help="in data.root (default: %(default)s)")
     parser.add_argument("--objects", type=int, default=0, help="spread evenly over the list; 0 = all (default: 0)")
     parser.add_argument("--candidates", type=int, default=4, help="seeds per object; 0 = none (default: %(default)s)")
     parser.add_argument("--elevations", type=int, default=4, help="per object; 0 = none (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/candidates"), help="default: %(default)s")
-    parser.add_argument("--device", help="cpu or cuda (default: what the machine has)")
-    arguments, overrides = split_overrides(arguments)
+    parser.add_device(dtype=None)
     options = parser.parse_args(arguments)
-    check_device_name(options.device)
     if min(options.objects, options.candidates, options.elevations) < 0:
         raise UserError("--objects, --candidates and --elevations must not be negative")
-    config = load_config(options.config, [*overrides, f"data.val={options.list}", "data.cache=none"])
+    config = load_config(options.config, [*options.overrides, "data.cache=none"])
     folder = check_writable_dir(options.out)
     say_loading()
     from tqdm.auto import tqdm

@@ -10,18 +10,17 @@ needs.py; docs/training.md says how each column is counted).
 
 from __future__ import annotations
 
-from ouroboros3d.cli.options import Parser, say_loading
+from ouroboros3d.cli.options import ConfigParser, say_loading
 from ouroboros3d.config.loading import load_config
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--config", default="configs/mv/svd_lgm_rgb_ccm_lvis.yaml", help="(default: %(default)s)")
+    parser = ConfigParser(__doc__, "configs/mv/svd_lgm_rgb_ccm_lvis.yaml")
     parser.add_argument("--processes", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--inference", action="store_true", help="of the loop, per option, instead of training")
     parser.add_argument("--measure", action="store_true", help="run one real step of the configuration on the GPU")
-    options, overrides = parser.parse_known_args(arguments)
-    config = load_config(options.config, overrides)
+    options = parser.parse_args(arguments)
+    config = load_config(options.config, options.overrides)
     say_loading()
     from ouroboros3d.training.memory_tables import inference_table, measure, table
 

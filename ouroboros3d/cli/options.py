@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from ouroboros3d.config.loading import split_overrides
+from ouroboros3d.devices import DTYPE_NAMES, check_device_name
 
 SMALL_CONFIG = "configs/small.yaml"  # looked up in the repository or the package, see files.locate
 
@@ -37,6 +41,36 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; --help shows what there is\n")
+
+
+class ConfigParser(Parser):
+    """Of a command with a configuration: --config and, wherever they stand, `key=value` arguments."""
+
+    def __init__(self, description: str | None, config: str | None = SMALL_CONFIG, flag: str = "--config") -> None:
+        """`config` is the default of --config; None has none."""
+        super().__init__(description)
+        known = f"configuration (default: {config})" if config else "configuration"
+        self.add_argument(flag, default=config, required=config is None, metavar="YAML", help=known)
+
+    def add_checkpoint(self, help: str = "weights (default: the config's)", **options: Any) -> None:
+        dest = "model.pretrained.checkpoint"
+        self.add_argument("--ckpt", "--checkpoint", dest=dest, metavar="FOLDER", help=help, **options)
+
+    def add_device(self, dtype: str | None = "fp16 on cuda, else float32") -> None:
+        """--device, which is checked, and --dtype, where `dtype` says what it is without one."""
+        known = "cpu, cuda, cuda:<number> or mps (default: cuda where there is one, else cpu)"
+        self.add_argument("--device", type=check_device_name, help=known)
+        if dtype is not None:
+            self.add_argument("--dtype", choices=DTYPE_NAMES, help=f"of the networks (default: {dtype})")
+
+    def parse_args(self, args: Sequence[str]) -> argparse.Namespace:
+        """The options, and in `overrides` the key=value arguments, behind them those that options stand for: whose
+        `dest` is a key of the configuration."""
+        args, overrides = split_overrides(args)  # taken out first, or an option of several values would swallow them
+        options = super().parse_args(args)
+        keys = {key: value for key, value in vars(options).items() if "." in key and value is not None}
+        options.overrides = overrides + [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+        return options
 
 
 def process_seconds() -> float:

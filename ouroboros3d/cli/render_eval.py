@@ -37,7 +37,6 @@ Google Scanned Objects come as <name>/meshes/model.obj with their texture in <na
 from __future__ import annotations
 
 import csv
-import json
 import zlib
 from functools import partial
 from pathlib import Path
@@ -61,7 +60,7 @@ from ouroboros3d.datagen.orbit_renderer import (
 from ouroboros3d.datagen.raycast import Raycaster
 from ouroboros3d.datagen.surface import Surface
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path, read_list, write_lines
+from ouroboros3d.files import read_list, write_json, write_lines
 
 POINTS = 16384
 DIRECTIONS = 64
@@ -146,9 +145,8 @@ def write_protocol(settings: Settings, orbit: Orbit, chosen: list[Asset]) -> Non
         "point_directions": DIRECTIONS,
         "objects": len(chosen),
     }
-    for name, content in (("cameras", cameras), ("protocol", protocol)):
-        with atomic_path(settings.out / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(settings.out / "cameras.json", cameras)
+    write_json(settings.out / "protocol.json", protocol)
     write_lines(settings.out / "objects.txt", [asset.id for asset in chosen])
 
 

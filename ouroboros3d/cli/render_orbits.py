@@ -87,12 +87,8 @@ def add_render_options(parser: argparse.ArgumentParser) -> None:
     add("--size", type=int, default=512, help="pixels per side (%(default)s; small model: 64)")
     add("--depth", type=int, default=0, metavar="PIXELS", help="write depth.npz with maps of this size (0, none)")
     add("--samples", type=int, help="light: rays per pixel and axis (3); blender: paths per pixel (64)")
-    add(
-        "--fill",
-        type=float,
-        default=FILL,
-        help="width of the object's sphere, as a share of the picture, in (0, 1] (%(default).3f)",
-    )
+    fill = "width of the object's sphere, as a share of the picture, in (0, 1] (%(default).3f)"
+    add("--fill", type=float, default=FILL, help=fill)
     add("--fov", type=float, default=FOV, help="field of view in degrees, below 180 (%(default)s)")
     add("--distance", type=float, default=DISTANCE, help="camera to origin, in world units (%(default)s)")
     add("--limit", type=int, help="render only the first N objects (all)", metavar="N")
@@ -100,9 +96,7 @@ def add_render_options(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=sorted(BACKENDS), default="light", help="renderer (%(default)s)")
     add("--device", choices=("cpu", "gpu"), default="cpu", help="where Cycles runs (%(default)s)")
     add("--denoise", action="store_true", help="denoise in Cycles (off: pictures repeat exactly)")
-    add(
-        "--max_faces", type=int, default=MAX_FACES, metavar="N", help="refuse objects with more triangles (%(default)s)"
-    )
+    add("--max_faces", type=int, default=MAX_FACES, metavar="N", help="refuse larger objects: triangles (%(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="worker processes (%(default)s: one per core)")
 
 
@@ -129,7 +123,7 @@ def make_settings(parser: argparse.ArgumentParser, args: argparse.Namespace, **c
     )
 
 
-def write_sheet(assets: list[Asset], settings: Settings, shard: str = "", columns: int = 16, view: int = 96) -> None:
+def write_sheet(assets: list[Asset], settings: Settings, shard: str, columns: int = 16, view: int = 96) -> None:
     """A contact sheet: frame 0 of every object's first orbit, those with warnings framed; as many as fit a picture."""
     orbits = [settings.out / training_orbits(asset, settings)[0].name for asset in assets]
     orbits = [folder for folder in orbits if is_finished(folder)][: columns * (16_000 // view)]
@@ -153,27 +147,16 @@ def write_sheet(assets: list[Asset], settings: Settings, shard: str = "", column
 
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
+    add, source = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--assets", type=Path, help="folder, zip, list or csv file (id, path, split)")
     source.add_argument("--procedural", type=int, metavar="N", help="render N random objects")
-    parser.add_argument("--orbits", type=int, default=2, help="orbits per object (%(default)s)")
-    parser.add_argument(
-        "--val_share",
-        type=float,
-        default=0.02,
-        metavar="SHARE",
-        help="share for val.txt if the list gives no splits, in [0, 1); above 0: at least one object (%(default)s)",
-    )
-    parser.add_argument("--split", choices=SPLITS, help="render only this split")
-    parser.add_argument(
-        "--shard", type=parse_shard, metavar="I/N", help="render every N-th object, starting at I (from 0)"
-    )
-    parser.add_argument(
-        "--sheet", action="store_true", help="write <out>/sheet.webp: one view per object, those with warnings framed"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of elevations, azimuths, noise and procedural objects (%(default)s)"
-    )
+    add("--orbits", type=int, default=2, help="orbits per object (%(default)s)")
+    share = "share for val.txt if the list gives no splits, in [0, 1); above 0: at least one object (%(default)s)"
+    add("--val_share", type=float, default=0.02, metavar="SHARE", help=share)
+    add("--split", choices=SPLITS, help="render only this split")
+    add("--shard", type=parse_shard, metavar="I/N", help="render every N-th object, starting at I (from 0)")
+    add("--sheet", action="store_true", help="write <out>/sheet.webp: one view per object, those with warnings framed")
+    add("--seed", type=int, default=0, help="seed of elevations, azimuths, noise and procedural objects (%(default)s)")
     add_render_options(parser)
     args = parser.parse_args(arguments)
     if args.seed < 0 or (args.procedural is not None and args.procedural < 1):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
+from ouroboros3d.cli.options import ConfigParser, say_loading
 from ouroboros3d.config.loading import check_lists, load_config
 from ouroboros3d.config.schema import Config
 from ouroboros3d.errors import TrainingError, UserError
@@ -19,15 +19,12 @@ from ouroboros3d.files import check_writable_dir
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
+    parser = ConfigParser(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what the machine has")
     parser.add_argument("--dry_run", action="store_true", help="print the plan of the run; run and write nothing")
-    parser.add_argument("--resume", metavar="auto|never|FOLDER", help="the same as train.resume=")
-    options, overrides = parser.parse_known_args(arguments)
-    if options.resume is not None:
-        overrides.append(f"train.resume={options.resume}")
-    config = load_config(options.config, overrides)
+    parser.add_argument("--resume", dest="train.resume", metavar="auto|never|FOLDER", help="as train.resume=")
+    options = parser.parse_args(arguments)
+    config = load_config(options.config, options.overrides)
     if not options.dry_run:
         check_writable_dir(config.train.output_dir)
         check_lists(config, config.data.train, config.data.val)

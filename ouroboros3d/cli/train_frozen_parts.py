@@ -15,18 +15,17 @@ pictures beside it.
 
 from __future__ import annotations
 
-from ouroboros3d.cli.options import Parser, say_loading
+from ouroboros3d.cli.options import ConfigParser, say_loading
 from ouroboros3d.config.loading import load_config
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser(__doc__)
+    parser = ConfigParser(__doc__, config=None)
     parser.add_argument("part", choices=("vae", "image_encoder", "tiny_decoder"))
-    parser.add_argument("--config", required=True)
     parser.add_argument("--orbits", type=int, default=32, help="the tiny decoder learns from (default: %(default)s)")
-    options, overrides = parser.parse_known_args(arguments)
-    load_config(options.config, overrides)  # refuses a bad one before seconds of imports
+    options = parser.parse_args(arguments)
+    load_config(options.config, options.overrides)  # refuses a bad one before seconds of imports
     say_loading()
     from ouroboros3d.training.frozen_parts import train_part
 
-    train_part(options, overrides)
+    train_part(options)

@@ -27,24 +27,17 @@ from ouroboros3d.cli.options import Parser
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("root", type=Path, help="folder of the orbits and lists")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: ROOT/validation)")
-    parser.add_argument(
-        "--lists", nargs="+", metavar="FILE", help="in ROOT (default: those of train.txt, val.txt, test.txt)"
-    )
-    parser.add_argument("--frames", type=int, default=16, help="views per orbit, at least 3 (default: %(default)s)")
-    parser.add_argument(
-        "--size", type=int, help="pixels per side that pictures must have (default: the most common size)"
-    )
-    parser.add_argument("--drop_degenerate", action="store_true", help="count degenerate orbits as bad")
-    parser.add_argument("--strict", action="store_true", help="count orbits with warnings of the renderer as bad")
-    parser.add_argument(
-        "--sheet", type=int, default=64, help="number of orbits on the contact sheet (default: %(default)s)"
-    )
-    parser.add_argument("--show", type=int, default=20, help="number of bad orbits to print (default: %(default)s)")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="worker processes (default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("root", type=Path, help="folder of the orbits and lists")
+    add("--out", type=Path, help="folder for the results (default: ROOT/validation)")
+    add("--lists", nargs="+", metavar="FILE", help="in ROOT (default: those of train.txt, val.txt, test.txt)")
+    add("--frames", type=int, default=16, help="views per orbit, at least 3 (default: %(default)s)")
+    add("--size", type=int, help="pixels per side that pictures must have (default: the most common size)")
+    add("--drop_degenerate", action="store_true", help="count degenerate orbits as bad")
+    add("--strict", action="store_true", help="count orbits with warnings of the renderer as bad")
+    add("--sheet", type=int, default=64, help="number of orbits on the contact sheet (default: %(default)s)")
+    add("--show", type=int, default=20, help="number of bad orbits to print (default: %(default)s)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="worker processes (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.frames < 3:
         parser.error("--frames must be at least 3")

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ouroboros3d.config.checks import check_config
 from ouroboros3d.config.schema import Config, ModelConfig, SamplerConfig
 from ouroboros3d.errors import ConfigError, one_line
-from ouroboros3d.files import atomic_path, locate
+from ouroboros3d.files import locate, write_whole
 
 # Keys that configurations of older code set, and what they follow from now: accepted where they say the same.
 DERIVED: dict[str, Callable[[ModelConfig], int]] = {
@@ -134,8 +134,7 @@ def save_model_config(config: Config, path: str | Path) -> None:
     del parts["model"]["pretrained"]
     usual = as_kwargs(SamplerConfig())
     parts["sampler"] = {key: value for key, value in parts["sampler"].items() if value != usual[key]}
-    with atomic_path(path) as temporary:
-        temporary.write_text(OmegaConf.to_yaml({**parts, "data": {"background": config.data.background}}))
+    write_whole(path, OmegaConf.to_yaml({**parts, "data": {"background": config.data.background}}))
 
 
 def _layers(path: str | Path | None) -> list[tuple[Path, DictConfig]]:

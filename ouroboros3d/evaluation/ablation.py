@@ -25,7 +25,7 @@ from ouroboros3d.evaluation.evaluator import batch_size
 from ouroboros3d.evaluation.result_folder import PICTURES, extreme_rows, picture_path
 from ouroboros3d.evaluation.score_tables import Row as Score
 from ouroboros3d.evaluation.score_tables import align, check_settings, compare, key, read_rows, summarise
-from ouroboros3d.files import PACKAGE, atomic_path, check_writable_dir, locate
+from ouroboros3d.files import PACKAGE, atomic_path, check_writable_dir, locate, write_json, write_whole
 from ouroboros3d.models.weights import find_weights
 from ouroboros3d.visualize import save_image, stack_with_headings, table_row
 
@@ -71,14 +71,14 @@ def launcher(prefix: str) -> Run:
 class Ablation:
     """One base, budget and start; rows, seeds and objects can be added later."""
 
-    def __init__(self, options: argparse.Namespace, overrides: list[str], run: Run) -> None:
-        self.options, self.overrides, self.run = options, overrides, run
+    def __init__(self, options: argparse.Namespace, run: Run) -> None:
+        self.options, self.overrides, self.run = options, options.overrides, run
         self.out: Path = options.out
-        self.steps = load_config(options.base, overrides).sampler.steps
+        self.steps = load_config(options.base, self.overrides).sampler.steps
         check_writable_dir(self.out)
         settings = {
             "base": str(locate(options.base).resolve()),
-            "overrides": overrides,
+            "overrides": self.overrides,
             "steps": options.steps,
             "budget": options.budget,
             "start": str(options.start) if options.start else None,
@@ -96,9 +96,8 @@ class Ablation:
         if self.options.start:
             layer = OmegaConf.merge(layer, {"model": {"pretrained": weights_from(self.options.start.resolve())}})
         path = check_writable_dir(self.out / name) / "row.yaml"
-        with atomic_path(path) as temporary:
-            base = OmegaConf.create({"base": str(locate(self.options.base).resolve())})
-            temporary.write_text(OmegaConf.to_yaml(OmegaConf.merge(base, layer)))
+        base = {"base": str(locate(self.options.base).resolve())}
+        write_whole(path, OmegaConf.to_yaml(OmegaConf.merge(base, layer)))
         batch_size(load_config(path, self.overrides), 1)  # what cannot be combined shows before anything is trained
         return path
 
@@ -209,11 +208,9 @@ def report(out: Path, made: dict[str, Result], protocol: str) -> str:
         text += [f"{title}\n", align(lines), ""]
         body = [f"| {' | '.join(line)} |" for line in lines]
         markdown += [f"## {title}\n", body[0], "|---" * len(lines[0]) + "|", *body[1:], ""]
-    with atomic_path(out / "table.md") as path:
-        path.write_text("\n".join(markdown))
-    with atomic_path(out / "table.json") as path:
-        values = {name: {"title": ROWS[name].title, "paper": ROWS[name].paper, **asdict(r)} for name, r in made.items()}
-        path.write_text(json.dumps({"protocol": protocol, "rows": values}, indent=1).replace("NaN", "null") + "\n")
+    write_whole(out / "table.md", "\n".join(markdown))
+    values = {name: {"title": ROWS[name].title, "paper": ROWS[name].paper, **asdict(r)} for name, r in made.items()}
+    write_json(out / "table.json", {"protocol": protocol, "rows": values})
     with atomic_path(out / "table.csv") as path, open(path, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["row", "column", *Interval.__dataclass_fields__, "minus_full", "minus_low", "minus_high"])
@@ -285,9 +282,9 @@ def _once(axis: object, label: str) -> str | None:
     return None if label in axis.get_legend_handles_labels()[1] else label
 
 
-def ablate(options: argparse.Namespace, overrides: list[str], run: Run | None = None) -> None:
+def ablate(options: argparse.Namespace, run: Run | None = None) -> None:
     """Makes the chosen rows and prints the tables. `run` stands in for processes of their own, in tests."""
-    ablation = Ablation(options, overrides, run or launcher(options.launcher))
+    ablation = Ablation(options, run or launcher(options.launcher))
     for name in options.rows if not options.report else ():  # all of them before the first hour of training
         ablation.config_file(name)
     scores: dict[str, dict[int, list[Score]]] = {}
@@ -311,7 +308,7 @@ def protocol(options: argparse.Namespace) -> str:
 
     budget = f"{options.steps} steps" if options.steps else options.budget
     return (
-        f"Here: {options.base.stem}.yaml, {budget} of training a row from the same start, training seeds "
+        f"Here: {Path(options.base).stem}.yaml, {budget} of training a row from the same start, training seeds "
         f"{numbers(options.train_seeds)}, {options.objects or 'all'} objects of {options.list}, sampling seeds "
         f"{numbers(options.seeds)}; the rendered 3D at the generated cameras but the "
         "first, d = |views - 3D|. Paper: the full-size model on 100 objects of GSO. The two differ in data, size and "

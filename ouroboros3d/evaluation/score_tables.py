@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ouroboros3d.errors import UserError
 from ouroboros3d.evaluation.bootstrap import Interval, bootstrap_mean, group_means, paired_difference
-from ouroboros3d.files import atomic_path
+from ouroboros3d.files import atomic_path, write_json
 
 Row = dict[str, str | int | float]
 KEYS = ("object", "id", "seed")
@@ -165,8 +165,7 @@ def check_settings(folder: Path, settings: dict, occupied: bool) -> None:
                 f"{folder}: holds results of other settings ({'; '.join(differences[:3])}); choose another --out or "
                 "remove that folder"
             )
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(own, indent=1) + "\n")
+    write_json(path, own)
 
 
 def _differences(own: object, there: object, name: str = "") -> Iterator[str]:

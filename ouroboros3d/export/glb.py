@@ -19,7 +19,7 @@ from ouroboros3d.export.colours import Mesh, to_linear
 from ouroboros3d.export.frames import upright
 from ouroboros3d.export.mesh import build_mesh
 from ouroboros3d.export.object3d import Object3D
-from ouroboros3d.files import atomic_path
+from ouroboros3d.files import write_whole
 
 COMPONENTS = {"float32": 5126, "uint32": 5125, "uint16": 5123}  # dtype -> glTF's componentType
 VERTICES, INDICES = 34962, 34963  # bufferView targets
@@ -27,9 +27,7 @@ VERTICES, INDICES = 34962, 34963  # bufferView targets
 
 def write_glb(object3d: Object3D, path: Path, up: str = "y", faces: int = 40_000, texture: int = 0) -> None:
     """The object as a mesh of at most `faces` triangles, y up by glTF's specification; see `build_mesh`."""
-    content = glb_bytes(build_mesh(upright(object3d, up), faces, texture))
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    write_whole(path, glb_bytes(build_mesh(upright(object3d, up), faces, texture)))
 
 
 def glb_bytes(mesh: Mesh) -> bytes:

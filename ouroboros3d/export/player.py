@@ -25,7 +25,7 @@ from ouroboros3d.cameras import Cameras
 from ouroboros3d.export.frames import turn_degrees
 from ouroboros3d.export.object3d import Object3D
 from ouroboros3d.export.packing import pack
-from ouroboros3d.files import atomic_path
+from ouroboros3d.files import write_whole
 from ouroboros3d.gaussians import TURN_COMMENT, Gaussians
 from ouroboros3d.visualize import to_uint8, view_grid
 
@@ -42,9 +42,7 @@ def write_html(object3d: Object3D, path: Path, title: str | None = None, about: 
 
     `title` is the heading (the file's name without its ending), `about` the line below it.
     """
-    page = player_page(object_data(object3d, title or path.stem) | {"about": about})
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_whole(path, player_page(object_data(object3d, title or path.stem) | {"about": about}))
 
 
 def object_data(object3d: Object3D, title: str) -> dict[str, Any]:

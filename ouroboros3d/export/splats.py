@@ -13,7 +13,7 @@ import numpy as np
 
 from ouroboros3d.export.frames import turn_degrees, upright
 from ouroboros3d.export.object3d import Object3D
-from ouroboros3d.files import atomic_path
+from ouroboros3d.files import atomic_path, write_whole
 from ouroboros3d.gaussians import SH_C0, TURN_COMMENT, Gaussians, save_ply
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def write_splat(object3d: Object3D, path: Path, up: str = "-y") -> None:
     rows["rgba"] = np.rint(rgba * 255).clip(0, 255)
     rows["quat"] = np.rint(g.quats[0].numpy() * 128 + 128).clip(0, 255)
     importance = g.scales[0].prod(dim=-1) * g.opacities[0]
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(rows[importance.argsort(descending=True, stable=True).numpy()].tobytes())
+    write_whole(path, rows[importance.argsort(descending=True, stable=True).numpy()].tobytes())
 
 
 def write_spz(object3d: Object3D, path: Path, up: str = "y") -> None:
@@ -61,9 +60,7 @@ def write_compressed_ply(object3d: Object3D, path: Path, up: str = "-y") -> None
     """PlayCanvas's compressed .ply, 16 bytes per Gaussian."""
     import gsply
 
-    content = gsply.compress_to_bytes(_gsply_data(upright(object3d, up)))
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    write_whole(path, gsply.compress_to_bytes(_gsply_data(upright(object3d, up))))
 
 
 def _gsply_data(g: Gaussians) -> gsply.GSData:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ouroboros3d.errors import UserError, one_line
-from ouroboros3d.files import OutputError, atomic_path
+from ouroboros3d.files import OutputError, write_json
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 LISTS = (".txt", ".lst")
@@ -32,6 +32,20 @@ class Job:
 
     name: str
     path: Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to make of each picture, beside the configuration."""
+
+    formats: Sequence[str]  # of ouroboros3d.export
+    remove_background: bool | str  # see photo.cut_out
+    border: float  # of the square around a cut-out object
+    elevation: float | str  # degrees; "auto" looks for it
+    candidates: int
+    save_steps: bool
+    export: dict[str, Any]  # options of the formats' writers
+    settings: dict[str, Any]  # all that the results depend on, for their record
 
 
 @dataclass(frozen=True)
@@ -126,8 +140,7 @@ def weights_stamp(folder: str | Path | None) -> list[Any]:
 
 def write_record(folder: Path, name: str, record: Record) -> None:
     """`<name>.json`, atomically. Raises OutputError."""
-    with atomic_path(folder / f"{name}{RECORD}") as temporary:
-        temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    write_json(folder / f"{name}{RECORD}", asdict(record))
 
 
 def read_record(folder: Path, name: str) -> Record | None:

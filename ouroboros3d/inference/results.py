@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,28 +26,12 @@ from ouroboros3d.export import FORMATS, options_of
 from ouroboros3d.files import OutputError, staged
 from ouroboros3d.gaussians import save_ply
 from ouroboros3d.inference.colour import ImageError
-from ouroboros3d.inference.jobs import Job, Record, file_sha256, write_record
+from ouroboros3d.inference.jobs import Job, Options, Record, file_sha256, write_record
 from ouroboros3d.sampler import NumericalError, SamplerStep
 from ouroboros3d.visualize import StepImages, save_image, steps_picture, view_grid
 
 if TYPE_CHECKING:
     from ouroboros3d.pipeline import Ouroboros3DPipeline
-
-STEP_ENDINGS = ("_steps.png", "_steps")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to make of each picture, beside the configuration."""
-
-    formats: Sequence[str] = ("png", "ply", "mp4")  # of ouroboros3d.export
-    remove_background: bool | str = True  # see photo.cut_out
-    border: float = 0.2  # of the square around a cut-out object
-    elevation: float | str | None = None  # degrees; "auto" looks for it; None is the configuration's
-    candidates: int = 1
-    save_steps: bool = False
-    export: dict[str, Any] = field(default_factory=dict)  # options of the formats' writers
-    settings: dict[str, Any] = field(default_factory=dict)  # what the results depend on, for their record
 
 
 def run(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from ouroboros3d.files import atomic_path
+from ouroboros3d.files import write_whole
 from ouroboros3d.inference.jobs import Record
 
 STYLE = """
@@ -29,8 +29,7 @@ def write_summary(path: Path, records: Mapping[str, Record], failures: Sequence[
         f'{title}</title><meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
         f"<body><h1>{title}</h1>{failed}{articles}</body></html>\n"
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _article(name: str, record: Record) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from ouroboros3d.config.loading import load_config
 from ouroboros3d.config.schema import Config, PretrainedConfig
 from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path
+from ouroboros3d.files import write_json
 from ouroboros3d.timing import Stopwatch, count_tflop, matrix_rate
 from ouroboros3d.training.run_log import peak_memory
 from ouroboros3d.training.setup import build_objective, compile_networks
@@ -93,7 +92,7 @@ def line(row: dict, first: float) -> str:
     )
 
 
-def benchmark(options: argparse.Namespace, overrides: list[str]) -> None:
+def benchmark(options: argparse.Namespace) -> None:
     """The command with the options of ouroboros3d/cli/benchmark_training.py."""
     rows = options.rows or list(ROWS)[:3]
     if unknown := [name for name in rows if name not in ROWS]:
@@ -102,7 +101,7 @@ def benchmark(options: argparse.Namespace, overrides: list[str]) -> None:
     run = os.environ.get("TORCHELASTIC_RUN_ID", os.getpid())  # torchrun's: all processes write to one folder
     folder = Path(tempfile.gettempdir()) / f"benchmark_training_{run}"
     try:
-        config = load_config(options.config, [*overrides, f"train.output_dir={folder}", "train.tracker=none"])
+        config = load_config(options.config, [*options.overrides, f"train.output_dir={folder}", "train.tracker=none"])
         config.model.pretrained = PretrainedConfig(checkpoint=options.weights)
         table, dataset = [], build_dataset(config, "train")
         for name in rows:
@@ -132,8 +131,7 @@ def benchmark(options: argparse.Namespace, overrides: list[str]) -> None:
         if trainer.accelerator.is_main_process:
             size = sum(p.stat().st_size for p in Path(output).rglob("*") if p.is_file()) / 2**20
             if options.json:
-                with atomic_path(options.json) as path:
-                    path.write_text(json.dumps(table, indent=1) + "\n")
+                write_json(options.json, table)
             print(f"checkpoint of {size:.0f} MiB: saved in {saved:.2f} s, resumed from in {resumed:.2f} s")
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.end_training()

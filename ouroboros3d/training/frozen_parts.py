@@ -211,9 +211,9 @@ def vae_validation(vae: nn.Module, config: Config):
     return validate
 
 
-def train_part(options: argparse.Namespace, overrides: list[str]) -> None:
+def train_part(options: argparse.Namespace) -> None:
     """The command with the options of ouroboros3d/cli/train_frozen_parts.py."""
-    config = load_config(options.config, overrides)
+    config = load_config(options.config, options.overrides)
     torch.manual_seed(config.train.seed)
     dataset, validate = build_dataset(config, "train"), None
     if options.part == "image_encoder":

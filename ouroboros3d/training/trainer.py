@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 import signal
 import time
@@ -27,7 +26,7 @@ from tqdm.auto import tqdm
 from ouroboros3d.config.loading import parse_duration, save_config
 from ouroboros3d.config.schema import Config, TrainConfig
 from ouroboros3d.errors import ConfigError, TrainingError
-from ouroboros3d.files import atomic_path, check_writable_dir, staged
+from ouroboros3d.files import check_writable_dir, staged, write_json
 from ouroboros3d.timing import Stopwatch
 from ouroboros3d.training.checkpoints import Checkpoints, run_lock
 from ouroboros3d.training.distributed import PATIENCE, set_up_plugins
@@ -258,8 +257,7 @@ class Trainer:
         self.save(rotate=False)
         report = self.folder / "stopped.json"
         if self.accelerator.is_main_process:
-            with atomic_path(report) as path:
-                path.write_text(json.dumps({"step": self.step, "reason": what, "samples": dict(seen)}, indent=1))
+            write_json(report, {"step": self.step, "reason": what, "samples": dict(seen)})
         ids = list(dict.fromkeys(object_id for _, object_id in seen))
         raise TrainingError(
             f"{what} at step {self.step} (objects {', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''}: {report}); "
@@ -301,7 +299,7 @@ class Trainer:
                 if improved and self.export is not None:
                     with staged(check_writable_dir(self.folder / "best")) as folder:
                         self.export(folder)
-                        (folder / "validation.json").write_text(json.dumps({"step": self.step, **values}, indent=1))
+                        write_json(folder / "validation.json", {"step": self.step, **values})
                 self.log.validation(self.step, values, pictures)
         if self._agree({"improved": float(improved)})["improved"] > 0:
             self.save()
