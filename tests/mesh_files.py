@@ -151,9 +151,9 @@ def warnings_of(path: Path) -> list[str]:
 # Which Blender reads as well, and which it does not or with a decoder alone.
 FEATURES = [
     *("uv i8", "quantised", "plain integers", "texCoord 2", "transform", "mirrored", "clamped", "nearest", "strip"),
-    *("matrix", "webp", "sparse only", "interleaved", "skin"),
+    *("matrix", "webp", "sparse only", "interleaved", "skin", "node weights", "mesh weights", "specular-glossiness"),
 ]
-MORE_FEATURES = ["node weights", "hidden", "specular-glossiness", "draco", "meshopt"]
+MORE_FEATURES = ["hidden", "draco", "meshopt"]
 
 
 def special(path: Path, feature: str) -> Path:
@@ -186,8 +186,9 @@ def special(path: Path, feature: str) -> Path:
         texture, sampler = png(QUARTERS, 1), {"magFilter": 9728}
     elif feature == "strip":
         mode, indices = {"mode": 5}, np.concatenate([[*f, f[2]] for f in FACES[:, [0, 0, 1, 2]]])
-    elif feature == "node weights":
-        mesh, node["weights"] = {"weights": [0.0, 0.0]}, [0.5, 1.0]
+    elif feature in ("node weights", "mesh weights"):
+        mesh = {"weights": [0.0, 0.0]}
+        (node if feature == "node weights" else mesh)["weights"] = [0.5, 1.0]
         vertices = VERTICES - [2, 0, 0] - 3 * UV[:, :1]
         moves = np.full((24, 3), [4.0, 0, 0]), 3 * UV[:, :1] * [1, 1, 1]
         mode = {"targets": [{"POSITION": g.array(move)} for move in moves]}
@@ -209,11 +210,14 @@ def special(path: Path, feature: str) -> Path:
         attributes["POSITION"] = g.accessor(view, "f4", 3, 24, byteOffset=0)
         attributes["TEXCOORD_0"] = g.accessor(view, "f4", 2, 24, byteOffset=12)
     elif feature == "skin":
-        attributes["JOINTS_0"] = g.array(np.tile([1, 0, 0, 0], (24, 1)), "u1")
+        upper = VERTICES[:, 1] > 0  # hangs on a joint that brings it back
+        vertices = VERTICES - np.outer(upper, [2, 0, 0])
+        attributes["JOINTS_0"] = g.array(np.outer(upper, [1, 0, 0, 0]), "u1")
         attributes["WEIGHTS_0"] = g.array(np.tile([255, 0, 0, 0], (24, 1)), "u1", normalized=True)
-        inverse = [np.eye(4).ravel(), np.diag([0.5, 0.5, 0.5, 1]).ravel()]
+        inverse = [np.diag([0.5, 0.5, 0.5, 1]).ravel()] * 2
         more["skins"] = [{"joints": [1, 2], "inverseBindMatrices": g.array(inverse)}]
-        more["nodes"] = [{"mesh": 0, "skin": 0, "translation": [9, 9, 9]}, {"children": [2]}, {"scale": [3, 3, 3]}]
+        more["nodes"] = [{"mesh": 0, "skin": 0, "translation": [9, 9, 9]}, {"children": [2], "scale": [2, 2, 2]}]
+        more["nodes"].append({"translation": [1, 0, 0]})
         more["scenes"] = [{"nodes": [0, 1]}]
     elif feature == "hidden":
         more["nodes"] = [

@@ -29,6 +29,8 @@ from .raycast import SKY_DIRECTION, Raycaster
 from .surface import OBJECT_RADIUS, Part, make_surface, to_linear
 
 _SHARED = {"missing material files", "missing materials", "free-form geometry", "points", "lines"}  # with Blender
+# What this package's readers know and Blender passes over.
+_MISREAD = {"hidden nodes", "byte order mark", "several names in one mtllib", "diffuse_ colours"}
 _PLAIN = 0.7  # sRGB grey of what has no material, as in raycast.py
 # Radiance of the sky towards d is _SKY (1 + d . SKY_DIRECTION): a diffuse surface with normal n then shows about
 # _SKY (1 + 2/3 n . SKY_DIRECTION) of its colour, which in sRGB is close to the light backend's shading.
@@ -142,6 +144,8 @@ def _read_along(path: Path, findings: Findings) -> None:
     for text, feature in own.warnings.items():
         if feature in _SHARED:
             findings.warn(text, feature)
+    for feature in own.features.keys() & _MISREAD:
+        findings.warn(f"{feature}: not read by Blender", feature)
 
 
 def _import(path: Path, up: str) -> None:
@@ -222,6 +226,10 @@ def _follow_mtl(material) -> None:
         if node.type == "BSDF_PRINCIPLED":
             colour, alpha = node.inputs["Base Color"], node.inputs["Alpha"]
             colour.default_value = (*to_linear(np.array(colour.default_value[:3])), 1.0)
+            mask = alpha.links[0].from_node if alpha.is_linked else None
+            if mask and mask.type == "TEX_IMAGE" and min(mask.image.pixels[:][3::4], default=0) == 1:
+                mask.image.colorspace_settings.name = "Non-Color"  # map_d without alpha: its grey is the opacity
+                material.node_tree.links.new(mask.outputs["Color"], alpha)
             texture = colour.links[0].from_node if colour.is_linked else None
             if texture and texture.type == "TEX_IMAGE" and texture.image.channels == 4 and not alpha.is_linked:
                 material.node_tree.links.new(texture.outputs["Alpha"], alpha)
@@ -255,9 +263,8 @@ def _normalise(radius: float, max_faces: int | None):
     for instance in graph.object_instances:  # also what modifiers and collections make
         if instance.object.type == "MESH" and instance.show_self:
             world = np.array(instance.matrix_world, float)
-            mesh = bpy.data.meshes.new_from_object(
-                instance.object.original, preserve_all_data_layers=True, depsgraph=graph
-            )
+            # As evaluated: the original has neither morph weights nor the pose of a skin.
+            mesh = bpy.data.meshes.new_from_object(instance.object, preserve_all_data_layers=True, depsgraph=graph)
             vertices, faces = _triangles(mesh)
             parts.append(Part(vertices @ world[:3, :3].T + world[:3, 3], faces))
             meshes.append((mesh, world))

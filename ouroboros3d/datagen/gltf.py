@@ -47,7 +47,7 @@ def read_gltf(path: Path, pictures: Pictures, findings: Findings, max_faces: int
     tree, chunk = parse(path.read_bytes())
     version = str(tree.get("asset", {}).get("version", "1.0"))
     if not version.startswith("2"):
-        raise Unsupported(f"glTF {version}", "is not read; only glTF 2.0 is")
+        raise Unsupported("glTF 1.0", "is not read; only glTF 2.0 is")
     required = set(tree.get("extensionsRequired", ()))
     for name in sorted(required | set(tree.get("extensionsUsed", ())) | extensions_in(tree)):
         if name in RENDERED:

@@ -59,7 +59,7 @@ def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
         return data, None
     version, length = struct.unpack("<II", data[4:12])
     if version != 2:
-        raise Unsupported(f"glTF {version}", "is not read; only glTF 2.0 is")
+        raise Unsupported("glTF 1.0", "is not read; only glTF 2.0 is")
     if length > len(data):
         raise AssetError(f"is cut short: {len(data):,} of {length:,} bytes")
     chunks, at = {}, 12

@@ -47,7 +47,7 @@ def load_surface(
         read = READERS.get(path.suffix.lower())
         if read is None:
             raise Unsupported(
-                path.suffix[1:] or "this format", "is not read by the light backend; try --backend blender"
+                path.suffix[1:].lower() or "this format", "is not read by the light backend; try --backend blender"
             )
         if path.stat().st_size > MAX_BYTES:
             raise AssetError(f"has more than {MAX_BYTES:,} bytes")

@@ -80,6 +80,8 @@ def _sort_lines(data: bytes, findings: Findings) -> _Lines:
     strange: set[str] = set()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = data.decode("utf-16").encode()
+    if data.startswith(codecs.BOM_UTF8):
+        findings.met("byte order mark")
     data = data.removeprefix(codecs.BOM_UTF8).replace(b"\\\r\n", b" ").replace(b"\\\n", b" ")
     for line in data.splitlines():
         if b"#" in line and not line.lstrip().startswith((b"usemtl", b"mtllib")):  # names may hold one
@@ -158,7 +160,10 @@ def _read_libraries(path: Path, statements: list[str], findings: Findings) -> di
     library: dict[str, dict[str, str]] = {}
     for statement in dict.fromkeys(statements):
         whole = find_file(path.parent, statement.replace("\\", "/"))
-        for name in [statement] if whole else statement.partition(" #")[0].split():
+        names = [statement] if whole else statement.partition(" #")[0].split()
+        if len(names) > 1:
+            findings.met("several names in one mtllib")
+        for name in names:
             file = find_file(path.parent, name.replace("\\", "/"))
             file = file or find_file(path.parent, name.replace("\\", "/").rsplit("/", 1)[-1])
             if file is None:

@@ -34,6 +34,8 @@ def read_ply(path: Path, pictures: Pictures, findings: Findings, _max_faces: int
     """The parts of a .ply file, text or binary. Raises AssetError."""
     elements, textures = _parse_ply(path.read_bytes(), findings)
     vertex, face = elements.get("vertex", {}), elements.get("face", {})
+    if "diffuse_red" in vertex:
+        findings.met("diffuse_ colours")
     vertices = _columns(vertex, [("x", "y", "z")])
     if vertices is None:
         raise AssetError("has no vertices x, y, z")
