@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import LEAN, SMALL, TEXTBOOK
 from omegaconf import OmegaConf
+from orbit_folders import scene_of, write_scene
 from PIL import Image
-from test_evaluation import scene_of, write_orbit
 
 from ouroboros3d.cli import call
 from ouroboros3d.config.loading import load_config
@@ -31,7 +31,7 @@ def base(tmp_path_factory) -> Path:
     """tiny.yaml beside orbits of three objects to train on and two to test."""
     root = tmp_path_factory.mktemp("ablate")
     for number, name in enumerate(("bed", "sofa", "chair", "lamp")):
-        write_orbit(root / "orbits" / f"{name}_0", scene_of(number), 10.0, 40.0 * number)
+        write_scene(root / "orbits" / f"{name}_0", scene_of(number), 10.0, 40.0 * number)
     (root / "orbits" / "train.txt").write_text("bed_0\nsofa_0\n")
     (root / "orbits" / "test.txt").write_text("chair_0\nlamp_0\n")
     (root / "orbits" / "val.txt").write_text("chair_0\n")

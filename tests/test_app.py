@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-import struct
 import subprocess
 import sys
 import threading
-import zlib
 from pathlib import Path
 
 import numpy as np
+import photos
 import pytest
 import torch
 from PIL import Image
@@ -42,23 +41,9 @@ def worker(make_config, make_models, tmp_path_factory) -> Worker:
 @pytest.fixture
 def toy(tmp_path) -> str:
     """A picture whose object is opaque, with a faint haze to its left."""
-    cut = Image.new("RGBA", (40, 30))
+    cut = photos.toy()
     cut.paste((200, 60, 40, 60), (0, 10, 8, 20))
-    cut.paste((200, 60, 40, 255), (8, 4, 30, 26))
-    cut.save(tmp_path / "toy.png")
-    return str(tmp_path / "toy.png")
-
-
-def huge_png(path: Path) -> Path:
-    """A PNG of 200 megapixels in 24 kB: black, one bit per pixel."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", 20000, 10000, 1, 0, 0, 0, 0)
-    pixels = zlib.compress(bytes(10000 * (1 + 20000 // 8)))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
-    return path
+    return str(photos.saved(cut, tmp_path / "toy.png"))
 
 
 # ---------------------------------------------------------------- cut-out and framing
@@ -88,7 +73,7 @@ def test_uploads_that_cannot_be_used(worker, toy, tmp_path, kind):
     if kind == "text":
         path.write_text("no picture")
     elif kind == "200 megapixels":
-        huge_png(path)
+        photos.huge(path)
     elif kind == "zero alpha":
         Image.new("RGBA", (20, 20)).save(path)
     else:
@@ -304,7 +289,7 @@ def test_bad_uploads_are_named_and_the_app_keeps_serving(open_app, tmp_path):
     Image.new("RGBA", (20, 20)).save(tmp_path / "clear.png")
     for path, words in (
         (tmp_path / "text.png", "text.png: not a picture"),
-        (huge_png(tmp_path / "huge.png"), "million pixels"),
+        (photos.huge(tmp_path / "huge.png"), "million pixels"),
         (tmp_path / "clear.png", "is fully transparent"),
     ):
         upload(tab, path)

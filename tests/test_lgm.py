@@ -1,5 +1,7 @@
 """The reconstructor: public weights start unchanged, every variant does what its name says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -38,6 +40,13 @@ class TestNoiseLevel:
     def test_it_has_one_afterwards(self, release, make_cameras, images):
         one, other = (reconstruct(release.lgm, images, make_cameras(2), torch.tensor(t)) for t in (0.0, 1.6))
         assert (one - other).abs().max() > 1e-3
+
+    def test_a_network_that_is_told_none_acts_as_at_0(self, release, make_cameras, images):
+        plain = LGM(replace(release.lgm.config, noise_level=False), release.lgm.rotation)
+        plain.load_state_dict(release.lgm.state_dict())
+        told = reconstruct(release.lgm, images, make_cameras(2), torch.tensor(0.0))
+        for level in (0.0, 1.3):
+            assert torch.equal(reconstruct(plain, images, make_cameras(2), torch.tensor(level)), told)
 
     def test_one_level_a_sample_or_one_for_all(self, textbook, make_cameras, images):
         levels = torch.tensor([0.2, 1.1])

@@ -16,8 +16,10 @@ from ouroboros3d.evaluation.metrics import (
     grey_casts,
     iou,
     nearest_distances,
+    picture_silhouette,
     point_scores,
     psnr,
+    score_images,
     ssim,
 )
 from ouroboros3d.models.lpips import make_lpips
@@ -108,6 +110,39 @@ def test_points_beside_a_plane():
 def test_no_points_at_all():
     scores = point_scores(torch.zeros(0, 3), torch.zeros(5, 3))
     assert math.isnan(scores["chamfer"]) and scores["fscore_0.02"] == scores["fscore_0.05"] == 0
+
+
+class TestScoresOfPictures:
+    """All of them at once, as an evaluation has them."""
+
+    def test_each_is_a_mean_over_the_views_of_an_object(self):
+        truth = torch.full((2, 2, 3, 32, 32), 0.5)
+        made = truth + torch.tensor([[0.1, 0.01], [0.1, 0.1]])[..., None, None, None]
+        scores = score_images(made, truth)
+        assert scores["psnr"].tolist() == pytest.approx([30, 20], abs=1e-3)  # not of the pooled error, 22.97
+        assert set(scores) == {"psnr", "ssim", "gradient_distance"}
+
+    def test_foreground_and_silhouette(self):
+        truth, made = torch.ones(1, 2, 3, 32, 32), torch.ones(1, 2, 3, 32, 32)
+        alpha = torch.zeros(1, 2, 1, 32, 32)
+        alpha[0, 0, :, 8:24, 8:24] = 1  # the second view shows nothing
+        truth[0, 0, :, 8:24, 8:24] = 0.5
+        made[0, 0, :, 8:24, 16:32] = 0.6  # half beside it
+        scores = score_images(made, truth, alpha, picture_silhouette(made, (1, 1, 1)))
+        mse = (0.5**2 + 0.1**2) / 2
+        assert scores["psnr_foreground"].item() == pytest.approx(-10 * math.log10(mse), abs=1e-3)
+        assert scores["iou"].item() == pytest.approx((1 / 3 + 1) / 2)
+
+    def test_lpips_is_a_column_only_where_there_is_one(self):
+        pictures = torch.rand(1, 2, 3, 32, 32)
+        scores = score_images(pictures, pictures, lpips=lambda a, b: torch.tensor([0.25, 0.75]))
+        assert scores["lpips"].item() == 0.5
+        assert "lpips" not in score_images(pictures, pictures)
+
+    def test_what_differs_from_the_background_is_silhouette(self):
+        picture = torch.full((1, 3, 1, 3), 0.5)
+        picture[0, 1, 0, 1], picture[0, 1, 0, 2] = 0.59, 0.61
+        assert picture_silhouette(picture, (0.5, 0.5, 0.5)).flatten().tolist() == [False, False, True]
 
 
 class FakeNetwork(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ouroboros3d.build import Models, build_sampler
-from ouroboros3d.sampler import NumericalError, Sampler, SamplerStep, last_step
+from ouroboros3d.sampler import NumericalError, Sampler, SamplerStep, last_step, noise_seed
 
 SEEDS = [7, 8]
 
@@ -74,6 +74,10 @@ class TestRepetition:
         alone = make_sampler().draw_noise(SEEDS[1:], 8)
         assert torch.equal(both.latents[1:], alone.latents) and torch.equal(both.image[1:], alone.image)
         assert both.latents.shape == (2, 8, 4, 8, 8) and both.image.shape == (2, 3, 32, 32)
+
+    def test_the_seed_of_an_object_follows_from_its_name(self):
+        assert noise_seed(0, "../a/chair_0") == noise_seed(0, "chair_0") == noise_seed(0, "/b/chair_0")
+        assert len({noise_seed(s, n) for s in (0, 1) for n in ("chair_0", "chair_1")}) == 4
 
     def test_with_textbook_options_a_batch_of_two_is_two_single_runs(self, make_sampler, make_cameras, textbook):
         sampler, cameras = make_sampler(textbook, textbook=True, steps=2), make_cameras(2)
@@ -144,6 +148,21 @@ class TestFeedback:
     def test_feedback_changes_the_result(self, make_sampler, make_cameras):
         without, with_it = (run(make_sampler(feedback=f), make_cameras())[-1] for f in ([], ["rgb", "ccm"]))
         assert (without.views - with_it.views).abs().max() > 1e-3
+
+    def test_of_another_object_it_is_a_swap_in_a_pair(self, make_sampler, make_cameras, textbook):
+        def sample(whose: str, count: int = 2) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            sampler = make_sampler(textbook, textbook=True, steps=2, feedback_of=whose)
+            with spied(sampler.unet, "encode_feedback") as encoded:
+                views = run(sampler, make_cameras(2).scenes(slice(count)), count)[-1].views
+            _, ((maps,), _) = encoded  # an empty one, then the maps of the first step
+            return views, maps
+
+        (own, first), (swapped, second) = sample("own"), sample("another")
+        assert not torch.allclose(own, swapped, atol=1e-4)
+        for name in ("rgb", "ccm"):
+            assert torch.equal(first[name].flip(0), second[name]) and not torch.equal(first[name], second[name])
+        with pytest.raises(ValueError, match="no other object"):
+            sample("another", 1)
 
     def test_a_model_without_adapters_runs(self, make_config, make_models, make_cameras):
         config = make_config(
