@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -18,6 +19,9 @@ from ouroboros3d.build import Models, build_models
 from ouroboros3d.cameras import Cameras, orbit
 from ouroboros3d.config.loading import config_from_dict
 from ouroboros3d.config.schema import Config
+from ouroboros3d.data.batch import OrbitBatch
+from ouroboros3d.objective import Objective
+from ouroboros3d.training.setup import build_objective
 
 CROSS, PLAIN = "CrossAttn{}BlockSpatioTemporal", "{}BlockSpatioTemporal"
 # Three levels of two layers: the smallest U-Net in which every kind of skip connection is there twice.
@@ -176,3 +180,44 @@ def release(make_models) -> Models:
 def textbook(make_config, make_models) -> Models:
     """The textbook variant of every quirk. Do not change."""
     return make_models(make_config(textbook=True))
+
+
+@pytest.fixture(scope="module")
+def lean_models(make_config, make_models) -> Models:
+    """Half as deep. Do not change, apart from gradients."""
+    return make_models(make_config(lean=True))
+
+
+@pytest.fixture(scope="module")
+def lean_textbook(make_config, make_models) -> Models:
+    return make_models(make_config(textbook=True, lean=True))
+
+
+@pytest.fixture
+def make_objective(make_config, lean_models, lean_textbook) -> Callable[..., Objective]:
+    """make_objective(image_loss="mse"): the release's objective with changes."""
+
+    def make(conventions: dict | None = None, textbook_options: bool = False, **changes) -> Objective:
+        data = {"depth": True} if changes.get("position_weight") else {}
+        sampler = {"feedback": changes["feedback"]} if "feedback" in changes else {}
+        model = {"conventions": conventions or {}}
+        changes = {"objective": changes, "model": model, "data": data, "sampler": sampler}
+        config = make_config(changes, textbook=textbook_options, lean=True)
+        return build_objective(lean_textbook if textbook_options else lean_models, config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_batch(make_cameras) -> Callable[..., OrbitBatch]:
+    """make_batch(2): smooth random pictures of two objects, with alpha and depth."""
+
+    def make(size: int = 1) -> OrbitBatch:
+        g = torch.Generator().manual_seed(5)
+        coarse = torch.rand(size, 8 * 3, 4, 4, generator=g) * 2 - 1
+        images = F.interpolate(coarse, (32, 32), mode="bilinear").unflatten(1, (8, 3))
+        alpha = (images.mean(2, keepdim=True) > 0).float()
+        depth = (1.5 + 0.3 * torch.rand(size, 8, 1, 16, 16, generator=g)) * (alpha[..., ::2, ::2] > 0)
+        return OrbitBatch(images, make_cameras(size), [f"object {i}" for i in range(size)], alpha, depth)
+
+    return make

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNet
 from safetensors import safe_open
 from transformers import CLIPVisionModelWithProjection
 
-from ouroboros3d.build import build_models, from_pretrained
+from ouroboros3d.build import Models, build_models, from_pretrained
 from ouroboros3d.config.schema import LGMConfig, ModelConfig
 from ouroboros3d.diffusion import euler_schedule
 from ouroboros3d.models import weights as checkpoint
@@ -55,16 +57,23 @@ def shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {k: tuple(v.shape) for k, v in state.items()}
 
 
+def assert_same_networks(one: Models, other: Models) -> None:
+    assert_same(one.unet, other.unet)
+    assert_same(one.lgm, other.lgm)
+
+
 def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
     state = other.state_dict()
     for name, value in one.state_dict().items():
         assert torch.equal(value, state[name]), name
 
 
-def message(caught: pytest.ExceptionInfo) -> str:
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+@contextmanager
+def refused(match: str | None = None) -> Iterator[pytest.ExceptionInfo]:
+    """By a CheckpointError of one line."""
+    with pytest.raises(CheckpointError, match=match) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)
 
 
 class TestReleasedNames:
@@ -104,8 +113,7 @@ class TestRoundTrip:
         other = make_models(seed=1)
         before = {k: v.clone() for k, v in other.svd.state_dict().items()}
         load_checkpoint(tmp_path / "new" / "folder", other)
-        assert_same(release.unet, other.unet)
-        assert_same(release.lgm, other.lgm)
+        assert_same_networks(release, other)
         if frozen:
             assert_same(release.svd, other.svd)
         else:
@@ -117,8 +125,8 @@ class TestRoundTrip:
         save_diffusers(tmp_path / "new", release, euler_schedule(config.sampler.scheduler, 3))
         other = make_models(seed=1)
         load_checkpoint(tmp_path / "new", other)
-        for part in ("unet", "lgm", "svd"):
-            assert_same(getattr(release, part), getattr(other, part))
+        assert_same_networks(release, other)
+        assert_same(release.svd, other.svd)
         config.model.pretrained.checkpoint = str(tmp_path / "new")
         assert_same(build_models(config.model).svd, release.svd)
         for name, cls, part in (
@@ -133,30 +141,18 @@ class TestRoundTrip:
         folders = {path.name for path in (tmp_path / "new").iterdir() if path.is_dir()}
         assert folders == {name for name in index if not name.startswith("_")}
 
-    def test_a_training_checkpoint(self, release, make_models, tmp_path):
-        networks = {"unet": release.unet, "lgm": release.lgm}
-        state = {f"trained.{n}.{k}": v for n, network in networks.items() for k, v in network.state_dict().items()}
-        write_state(state, tmp_path / "model.safetensors")
-        other = make_models(seed=1)
-        load_trained(tmp_path / "model.safetensors", other)
-        assert_same(release.unet, other.unet)
-        assert_same(release.lgm, other.lgm)
-        write_state(release.lgm.state_dict(), tmp_path / "lgm.safetensors")
-        with pytest.raises(CheckpointError, match="not the weights of a training checkpoint"):
-            load_trained(tmp_path / "lgm.safetensors", other)
-
     def test_diffusers_layout_without_a_part(self, release, make_config, tmp_path):
         save_diffusers(tmp_path, release, euler_schedule(make_config().sampler.scheduler, 3), torch.float16)
-        assert {v.dtype for v in read_state(tmp_path / "lgm" / "diffusion_pytorch_model.safetensors").values()} == {
-            torch.float16
-        }
-        (tmp_path / "lgm" / "diffusion_pytorch_model.safetensors").unlink()
-        with pytest.raises(CheckpointError, match="has no weights in lgm/") as caught:
+        path = tmp_path / "lgm" / "diffusion_pytorch_model.safetensors"
+        assert {v.dtype for v in read_state(path).values()} == {torch.float16}
+        path.unlink()
+        with refused("has no weights in lgm/"):
             load_checkpoint(tmp_path, release)
-        message(caught)
 
-    def test_files_hold_the_releases_names(self, release, tmp_path):
+    def test_files_hold_the_releases_names_and_say_that_they_are_pytorch_s(self, release, tmp_path):
         save_checkpoint(tmp_path, release)
+        with safe_open(tmp_path / "recon_model.safetensors", "pt") as file:
+            assert file.metadata() == {"format": "pt"}  # transformers 4.46 refuses files that do not
         names = read_state(tmp_path / "mv_model_unet.safetensors").keys()
         assert "cond_encoder.1.body.5.block2.weight" in names and "cond_encoder.0.body.2.in_conv.weight" in names
         assert not any("resnets" in name for name in names if name.startswith("cond_encoder"))
@@ -188,36 +184,36 @@ class TestWhatDoesNotFit:
 
     def test_missing_unexpected_and_wrongly_shaped_keys_are_named(self, linear):
         state = {"weight": torch.ones(4, 2), "extra": torch.ones(1)}
-        with pytest.raises(CheckpointError) as caught:
+        with refused() as caught:
             fit_state(linear, state, "some/file")
-        text = message(caught)
+        text = str(caught.value)
         assert text.startswith("some/file: does not fit the configured model")
         assert "1 missing (bias)" in text and "1 unexpected (extra)" in text
         assert "weight is (4, 2), the model's is (3, 2)" in text
 
     def test_nothing_is_loaded_then(self, linear):
         before = linear.bias.clone()
-        with pytest.raises(CheckpointError):
+        with refused():
             fit_state(linear, {"bias": torch.full((3,), 9.0)}, "file")
         assert torch.equal(linear.bias, before)
 
     def test_many_keys_are_counted_and_three_named(self, linear):
         extra = {f"extra{i}": torch.ones(1) for i in range(5)}
-        with pytest.raises(CheckpointError, match=r"5 unexpected \(extra0, extra1, extra2, \.\.\.\)"):
+        with refused(r"5 unexpected \(extra0, extra1, extra2, \.\.\.\)"):
             fit_state(linear, linear.state_dict() | extra, "file")
 
     def test_only_what_may_be_missing_may_be(self, linear):
         fit_state(linear, {"weight": torch.zeros(3, 2)}, "file", may_miss="^bias$")
         assert not linear.weight.any()
-        with pytest.raises(CheckpointError, match=r"1 missing \(weight\)"):
+        with refused(r"1 missing \(weight\)"):
             fit_state(linear, {"bias": torch.zeros(3)}, "file", may_miss="^bias$")
 
     def test_another_model(self, release, make_config, make_models, tmp_path):
         save_checkpoint(tmp_path, release)
         wider = make_models(make_config({"model": {"lgm": {"time_channels": 16}}}))
-        with pytest.raises(CheckpointError, match="1 wrongly shaped") as caught:
+        with refused("1 wrongly shaped") as caught:
             load_checkpoint(tmp_path, wider)
-        assert "unet.time_embed.0.weight" in message(caught) and "recon_model" in message(caught)
+        assert "unet.time_embed.0.weight" in str(caught.value) and "recon_model" in str(caught.value)
 
 
 class TestUnreadable:
@@ -228,9 +224,9 @@ class TestUnreadable:
         write_state({"a": torch.arange(1000.0)}, path)
         data = path.read_bytes()
         path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
-        with pytest.raises(CheckpointError) as caught:
+        with refused() as caught:
             read_state(path)
-        assert message(caught).startswith(f"{path}: ")
+        assert str(caught.value).startswith(f"{path}: ")
 
     def test_a_pickle_with_code_is_refused_and_not_run(self, tmp_path):
         class Harmful:
@@ -239,27 +235,25 @@ class TestUnreadable:
 
         path = tmp_path / "a.pth"
         torch.save({"a": Harmful()}, path)
-        with pytest.raises(CheckpointError, match="not a plain state dict of tensors") as caught:
+        with refused("not a plain state dict of tensors"):
             read_state(path)
-        message(caught)
         path.write_bytes(pickle.dumps({"a": Harmful()}, protocol=2))
-        with pytest.raises(CheckpointError):
+        with refused():
             read_state(path)
         assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
     @pytest.mark.parametrize("content", [[1, 2], {"a": 3}, torch.ones(2)])
     def test_something_else_than_a_state_dict(self, tmp_path, content):
         torch.save(content, tmp_path / "a.pth")
-        with pytest.raises(CheckpointError, match="not a plain state dict of tensors"):
+        with refused("not a plain state dict of tensors"):
             read_state(tmp_path / "a.pth")
 
     def test_missing_files_and_folders(self, release, tmp_path):
-        with pytest.raises(CheckpointError, match="no such weights file") as caught:
+        with refused("no such weights file"):
             read_state(tmp_path / "a.pth")
-        message(caught)
-        with pytest.raises(CheckpointError, match="no such checkpoint folder"):
+        with refused("no such checkpoint folder"):
             load_checkpoint(tmp_path / "none", release)
-        with pytest.raises(CheckpointError, match=r"has no mv_model_unet\.safetensors or mv_model_unet\.pth"):
+        with refused(r"has no mv_model_unet\.safetensors or mv_model_unet\.pth"):
             load_checkpoint(tmp_path, release)
 
     def test_safetensors_is_preferred(self, tmp_path):
@@ -282,9 +276,8 @@ class TestSVDFolder:
     def test_the_variant_that_exists_is_found_and_loaded_in_float32(self, release, halves, variant):
         for part, cls in (("vae", AutoencoderKLTemporalDecoder), ("image_encoder", CLIPVisionModelWithProjection)):
             if variant == "bf16":  # neither these nor full ones
-                with pytest.raises(CheckpointError, match=f"cannot load '{part}' from this folder") as caught:
+                with refused(f"cannot load '{part}' from this folder"):
                     from_pretrained(cls, part, str(halves), variant)
-                message(caught)
                 continue
             loaded = from_pretrained(cls, part, str(halves), variant)
             for name, value in getattr(release.svd, part).state_dict().items():
@@ -293,13 +286,6 @@ class TestSVDFolder:
     def test_full_files_serve_where_a_variant_is_missing(self, release, tmp_path):
         release.svd.vae.save_pretrained(tmp_path / "vae")
         assert_same(from_pretrained(AutoencoderKLTemporalDecoder, "vae", str(tmp_path), "fp16"), release.svd.vae)
-
-
-def test_exports_say_that_they_are_pytorch_s(release, tmp_path):
-    """transformers 4.46 refuses files that do not."""
-    save_checkpoint(tmp_path, release)
-    with safe_open(tmp_path / "recon_model.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt"}
 
 
 class Settings:
@@ -321,8 +307,16 @@ class TestWhereWeightsLie:
     def loads(self, source: Path | str, release, make_models) -> None:
         other = make_models(seed=1)
         load_checkpoint(source, other)
-        assert_same(release.unet, other.unet)
-        assert_same(release.lgm, other.lgm)
+        assert_same_networks(release, other)
+
+    def test_in_a_training_checkpoint(self, networks, release, make_models, tmp_path):
+        write_state(networks, tmp_path / "model.safetensors")
+        other = make_models(seed=1)
+        load_trained(tmp_path / "model.safetensors", other)
+        assert_same_networks(release, other)
+        write_state(release.lgm.state_dict(), tmp_path / "lgm.safetensors")
+        with refused("not the weights of a training checkpoint"):
+            load_trained(tmp_path / "lgm.safetensors", other)
 
     def test_in_the_release_s_lightning_file(self, release, make_models, tmp_path):
         unet = to_release_names(release.unet.state_dict(), release.unet.config.adapter.res_blocks)
@@ -370,21 +364,18 @@ class TestWhereWeightsLie:
             raise OSError("no connection\nand more")
 
         hub.snapshot_download = fail
-        with pytest.raises(CheckpointError, match=r"the hub did not answer \(no connection and more\)") as caught:
+        with refused(r"the hub did not answer \(no connection and more\)"):
             find_checkpoint("owner/model")
-        message(caught)
 
     def test_a_run_that_trained_one_network_is_refused(self, networks, release, tmp_path):
         write_state({k: v for k, v in networks.items() if "lgm" in k}, tmp_path / "model.safetensors")
-        with pytest.raises(CheckpointError, match="was trained without unet") as caught:
+        with refused("was trained without unet"):
             load_checkpoint(tmp_path, release)
-        message(caught)
 
     def test_a_damaged_training_checkpoint_is_one_line(self, release, tmp_path):
         (tmp_path / "last.ckpt").write_bytes(b"not a checkpoint")
-        with pytest.raises(CheckpointError, match="unreadable or truncated") as caught:
+        with refused("unreadable or truncated"):
             load_checkpoint(tmp_path / "last.ckpt", release)
-        message(caught)
 
 
 def test_what_is_loaded_is_built_without_memory_and_has_its_buffers(release, make_config, tmp_path, monkeypatch):

@@ -26,8 +26,7 @@ def root(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"\xef\xbb\xbfa\r\nb c\r\n", b"a;\nb c;\n", b"id;split\na;train\nb c;val\n", "a\nb c\n".encode("utf-16")],
+    "data", [b"\xef\xbb\xbfa\r\nb c\r\n", b"a;\nb c;\n", b"id;split\na;train\nb c;val\n", "a\nb c\n".encode("utf-16")]
 )
 def test_lists_of_every_program(data, tmp_path):
     (tmp_path / "list.csv").write_bytes(data)

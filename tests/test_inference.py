@@ -1,4 +1,4 @@
-"""inference.py as a user runs it, with a tiny random model: what it writes, what it says when it cannot."""
+"""inference.py as a user runs it, with a tiny random model: what it writes, skips, repeats and keeps."""
 
 from __future__ import annotations
 
@@ -7,69 +7,30 @@ import os
 import resource
 import shutil
 import socket
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from inference_runs import RESULTS, files, infer, model_folder, refused
 from PIL import Image
 
 from ouroboros3d import files as files_module
-from ouroboros3d.build import build_cameras, build_models
-from ouroboros3d.cli import call
-from ouroboros3d.cli.inference import configure, main, parse
+from ouroboros3d.build import build_cameras
+from ouroboros3d.cli.inference import configure, parse
 from ouroboros3d.cli.options import SMALL_CONFIG
-from ouroboros3d.config.loading import load_config, save_config
 from ouroboros3d.gaussians import load_ply
 from ouroboros3d.models.lgm import LGM
-from ouroboros3d.models.weights import read_state, save_checkpoint, write_state
 
 ROOT = Path(__file__).parents[1]
-RESULTS = {"toy_input.png", "toy.png", "toy.ply", "toy.mp4", "toy.json"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model(tmp_path_factory, make_config, make_models) -> Path:
-    """A folder with ckpt/ (random weights), tiny.yaml and toy.png (a cut-out)."""
-    folder = tmp_path_factory.mktemp("model")
-    changes = {"sampler": {"steps": 2}, "turntable": {"size": 16, "step": 90}}
-    config = make_config(changes | {"model": {"pretrained": {"checkpoint": str(folder / "ckpt")}}})
-    save_checkpoint(folder / "ckpt", make_models(), frozen=True)
-    save_config(config, folder / "tiny.yaml")
-    toy = Image.new("RGBA", (40, 30))
-    toy.paste((200, 60, 40, 255), (8, 4, 30, 26))
-    toy.save(folder / "toy.png")
-    return folder
-
-
-def infer(model: Path, out: Path, *arguments: str | Path) -> int:
-    """main() on the tiny model; on toy.png unless the arguments name pictures."""
-    arguments = [str(a) for a in arguments]
-    if "--input_img" not in arguments:
-        arguments = ["--input_img", str(model / "toy.png"), *arguments]
-    return call(main, [*arguments, "--config", str(model / "tiny.yaml"), "--output_dir", str(out)])
-
-
-def refused(status: int, capsys, *words: str, lines: int = 1) -> None:
-    """The status is 2 and stderr is one line with these words (after the bar of the loop, if it ran)."""
-    stderr = capsys.readouterr().err.replace("loading libraries\n", "")
-    message = stderr.splitlines()[-1]
-    assert status == 2 and message.startswith("error: "), stderr
-    assert "Traceback" not in stderr and (lines > 1 or stderr.count("\n") == 1), stderr
-    for word in words:
-        assert word in message, message
-
-
-def files(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-
-
-# ---------------------------------------------------------------- results
+    return model_folder(tmp_path_factory.mktemp("model"), make_config, make_models)
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +128,6 @@ def test_weights_are_also_looked_up_in_the_repository(model, tmp_path, monkeypat
     assert infer(model, tmp_path, "model.pretrained.checkpoint=ckpt", "--steps", "1") == 0
 
 
-# ---------------------------------------------------------------- pictures
-
-
 def test_every_kind_of_picture_works(model, tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     colour = Image.fromarray(values)
@@ -186,69 +144,6 @@ def test_every_kind_of_picture_works(model, tmp_path):
     assert files(tmp_path / "out") >= {f"{p.stem}.ply" for p in pictures}
     grey, deep = (np.asarray(Image.open(tmp_path / "out" / f"{n}_input.png")) for n in ("grey", "deep"))
     assert np.all(grey[..., 0] == grey[..., 1]) and np.all(deep[..., 0] == deep[..., 2])
-
-
-def bad_picture(kind: str, folder: Path) -> Path:
-    path = folder / f"{kind}.png"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "empty":
-        path.touch()
-    elif kind == "text":
-        path.write_text("not a picture")
-    elif kind == "truncated":
-        Image.effect_noise((64, 64), 50).save(path)
-        path.write_bytes(path.read_bytes()[:1000])
-    elif kind == "transparent":
-        Image.new("RGBA", (16, 16)).save(path)
-    elif kind == "pixel":
-        Image.new("RGB", (1, 1)).save(path)
-    elif kind == "huge":  # its header is enough
-
-        def chunk(name: bytes, data: bytes) -> bytes:
-            return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-        header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b""))
-    return path
-
-
-BAD = [
-    ("missing", ["no such file"]),
-    ("folder", ["a folder without pictures"]),
-    ("empty", ["is empty"]),
-    ("text", ["not a picture"]),
-    ("truncated", ["damaged"]),
-    ("transparent", ["fully transparent"]),
-    ("pixel", ["1 x 1 pixels"]),
-    ("huge", ["million pixels"]),
-]
-
-
-@pytest.mark.parametrize(("kind", "words"), BAD)
-def test_a_bad_picture_is_named_before_any_work(model, tmp_path, capsys, kind, words):
-    path = bad_picture(kind, tmp_path)
-    out = tmp_path / "out"
-    refused(infer(model, out, "--no_remove_bg", "--input_img", path), capsys, str(path), *words)
-    assert not out.exists()
-
-
-def test_bad_pictures_among_others_are_listed_at_the_end(model, tmp_path, capsys):
-    """Names that do not exist or hold nothing are wrong arguments; what only opening shows does not end the run."""
-    bad = {kind: bad_picture(kind, tmp_path) for kind, _ in BAD[2:]}
-    (tmp_path / "list.txt").write_text("\n".join(map(str, [*bad.values(), model / "toy.png", "gone.png"])))
-    arguments = ["--input_img", tmp_path / "list.txt", "--no_remove_bg", "--steps", "1", "--summary"]
-    assert infer(model, tmp_path / "out", *arguments) == 1
-    assert files(tmp_path / "out") == RESULTS | {"index.html"}
-    captured = capsys.readouterr()
-    last = captured.err.splitlines()[-8:]
-    assert last[0] == "7 of 8 pictures failed:" and "Traceback" not in captured.err
-    for (kind, words), line in zip(BAD[2:], last[1:], strict=False):
-        assert line.startswith(f"{bad[kind]}: ") and words[0] in line
-    assert last[7] == "gone.png: no such file; check the path"
-    page = (tmp_path / "out" / "index.html").read_text()
-    assert "toy.ply" in page and "gone.png: no such file" in page
-    assert str(tmp_path / "out" / "toy.ply") in captured.out
 
 
 def test_finished_pictures_are_skipped(model, tmp_path, capsys, monkeypatch):
@@ -309,148 +204,6 @@ def test_the_player_and_the_release_s_ply(model, tmp_path):
     assert (tmp_path / "toy_steps" / "01.ply").read_bytes() == (tmp_path / "toy.ply").read_bytes()
     assert infer(model, tmp_path, "--formats", "ply") == 0
     assert (tmp_path / "toy_steps" / "01.ply").read_bytes() != (tmp_path / "toy.ply").read_bytes()
-
-
-def test_results_never_overwrite_pictures_or_each_other(model, tmp_path, capsys):
-    toy = shutil.copy(model / "toy.png", tmp_path / "toy.png")
-    refused(infer(model, tmp_path, "--input_img", toy), capsys, str(toy), "output folder")
-    refused(infer(model, tmp_path / "out", "--input_img", toy, model / "toy.png"), capsys, "same name")
-    shutil.copy(toy, tmp_path / "toy_input.png")
-    refused(infer(model, tmp_path / "out", "--input_img", toy, tmp_path / "toy_input.png"), capsys, "same name")
-    assert files(tmp_path) == {"toy.png", "toy_input.png"}
-
-
-def test_a_name_that_is_too_long_is_refused_before_work(model, tmp_path, capsys):
-    path = shutil.copy(model / "toy.png", tmp_path / f"{'x' * 248}.png")
-    refused(infer(model, tmp_path / "out", "--input_img", path), capsys, "over 255 bytes")
-    assert not (tmp_path / "out").exists()
-
-
-# ---------------------------------------------------------------- weights
-
-
-def damaged_checkpoint(model: Path, folder: Path, kind: str) -> Path:
-    ckpt = folder / "ckpt"
-    if kind == "missing":
-        return ckpt
-    shutil.copytree(model / "ckpt", ckpt)
-    if kind == "truncated":
-        file = ckpt / "mv_model_unet.safetensors"
-        file.write_bytes(file.read_bytes()[:-1000])
-    elif kind == "truncated pickle":
-        (ckpt / "recon_model.safetensors").unlink()
-        (ckpt / "recon_model.pth").write_bytes(b"PK\x03\x04 and no more")
-    elif kind in ("recon_model", "vae"):
-        (ckpt / f"{kind}.safetensors").unlink()
-    elif kind == "other dimensions":
-        larger = ["model.pretrained.checkpoint=null", "model.lgm.time_embed_dim=32"]
-        save_checkpoint(ckpt, build_models(load_config(model / "tiny.yaml", larger).model), frozen=True)
-    elif kind == "NaN":
-        state = read_state(ckpt / "recon_model.safetensors")
-        state["conv.bias"][5] = float("nan")  # only the scales
-        write_state(state, ckpt / "recon_model.safetensors")
-    return ckpt
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("missing", ["no such checkpoint folder"]),
-        ("truncated", ["mv_model_unet.safetensors", "truncated"]),
-        ("truncated pickle", ["recon_model.pth"]),
-        ("recon_model", ["has no recon_model"]),
-        ("vae", ["has no vae", "model.pretrained.svd"]),
-        ("other dimensions", ["recon_model", "does not fit", "--config"]),
-    ],
-)
-def test_a_bad_checkpoint_is_named(model, tmp_path, capsys, kind, words):
-    ckpt = damaged_checkpoint(model, tmp_path, kind)
-    refused(infer(model, tmp_path / "out", "--ckpt", ckpt), capsys, str(ckpt), *words)
-    assert files(tmp_path / "out") == set()
-
-
-def test_without_weights_nothing_is_made_up(model, tmp_path, capsys):
-    refused(infer(model, tmp_path, "model.pretrained.checkpoint=null"), capsys, "--ckpt")
-
-
-def test_a_hub_that_cannot_be_reached_is_named(model, tmp_path, capsys):
-    status = infer(model, tmp_path, f"model.pretrained.svd={tmp_path / 'missing'}")
-    refused(status, capsys, f"model.pretrained.svd={tmp_path / 'missing'}", "no such folder")
-
-
-def test_nan_in_the_loop_ends_it(model, tmp_path, capsys):
-    ckpt = damaged_checkpoint(model, tmp_path, "NaN")
-    status = infer(model, tmp_path / "out", "--ckpt", ckpt, "--save_steps")
-    refused(status, capsys, "NaN", "step 0", lines=2)
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-# ---------------------------------------------------------------- arguments, configuration, device
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["sampler.step=3"], ["step"]),
-        (["sampler.steps=many"], ["sampler.steps", "many"]),
-        (["sampler.steps=[1"], ["sampler.steps=[1"]),
-        (["sampler=3"], ["sampler=3", "SamplerConfig"]),
-        (["sampler.steps="], ["sampler.steps"]),
-        (["sampler.steps=0"], ["sampler.steps = 0"]),
-        (["model.conventions.rays=odd"], ["model.conventions.rays", "textbook"]),
-        (["--elevation", "95"], ["cameras.elevation = 95"]),
-        (["--elevation", "nan"], ["cameras.elevation = nan"]),
-        (["--seed", "-1"], ["sampler.seed = -1"]),
-        (["turntable.size=1"], ["turntable.size = 1"]),
-    ],
-)
-def test_a_wrong_configuration_is_named(model, tmp_path, capsys, arguments, words):
-    refused(infer(model, tmp_path, *arguments), capsys, *words)
-
-
-@pytest.mark.parametrize("text", [None, "sampler: [1, 2", "just words", "samplr: {steps: 3}", "base: nowhere.yaml"])
-def test_a_bad_config_file_is_named(model, tmp_path, capsys, text):
-    path = tmp_path / "config.yaml"
-    if text is not None:
-        path.write_text(text)
-    refused(call(main, ["--input_img", str(model / "toy.png"), "--config", str(path)]), capsys, str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--input_img", "x", "--speed", "3"], ["--speed"]),
-        (["--input_img", "x", "--speed=3"], ["--speed=3"]),
-        (["--seed", "0"], ["--input_img"]),
-        (["--input_img", "x", "--border", "1.5"], ["--border", "1.5"]),
-        (["--input_img", "x", "--seed", "one"], ["--seed", "one"]),
-        (["--input_img", "x", "--dtype", "int8"], ["--dtype", "int8"]),
-    ],
-)
-def test_a_wrong_flag_is_named_in_one_line(capsys, arguments, words):
-    with pytest.raises(SystemExit) as stopped:
-        call(main, arguments)
-    refused(stopped.value.code, capsys, *words)
-
-
-def test_a_device_that_is_not_there_is_named(model, tmp_path, capsys):
-    refused(infer(model, tmp_path, "--device", "tpu"), capsys, "--device tpu")
-    if not torch.cuda.is_available():
-        refused(infer(model, tmp_path, "--device", "cuda"), capsys, "--device cuda", "--device cpu")
-
-
-# ---------------------------------------------------------------- output and interruption
-
-
-def test_a_file_in_the_way_of_the_folder_is_named(model, tmp_path, capsys):
-    (tmp_path / "out").touch()
-    refused(infer(model, tmp_path / "out"), capsys, str(tmp_path / "out"), "another output folder")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_named(model, tmp_path, capsys):
-    (tmp_path / "out").mkdir(mode=0o500)
-    refused(infer(model, tmp_path / "out"), capsys, str(tmp_path / "out"), "Permission denied")
 
 
 def test_a_disk_that_fills_up_keeps_earlier_results_and_no_halves(model, results, tmp_path, capsys):

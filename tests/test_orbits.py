@@ -139,10 +139,7 @@ def test_background_and_colour_jitter(tmp_path):
     assert (left[0, :, 0] - torch.tensor([200, 40, 40]) / 127.5 + 1).abs().max() > 0.02
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"start_view": 16}, {"view_selection": "odd"}],
-)
+@pytest.mark.parametrize("settings", [{"start_view": 16}, {"view_selection": "odd"}])
 def test_refuses_bad_settings(shared_root, settings):
     with pytest.raises(ValueError):
         orbit_dataset(shared_root, **settings)

@@ -16,22 +16,12 @@ def images(batch: int = 1) -> torch.Tensor:
     return torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
 
-@pytest.fixture(scope="module")
-def release(make_config, make_models) -> Models:
-    return make_models(make_config(lean=True))
-
-
-@pytest.fixture(scope="module")
-def textbook(make_config, make_models) -> Models:
-    return make_models(make_config(textbook=True, lean=True))
-
-
 @pytest.fixture
-def make_sampler(make_config, release):
+def make_sampler(make_config, lean_models):
     """make_sampler(models, steps=5): the release's conventions unless asked otherwise."""
 
     def make(models: Models | None = None, textbook: bool = False, **changes) -> Sampler:
-        return build_sampler(models or release, make_config({"sampler": changes}, textbook, lean=True))
+        return build_sampler(models or lean_models, make_config({"sampler": changes}, textbook, lean=True))
 
     return make
 
@@ -79,8 +69,8 @@ class TestRepetition:
         assert noise_seed(0, "../a/chair_0") == noise_seed(0, "chair_0") == noise_seed(0, "/b/chair_0")
         assert len({noise_seed(s, n) for s in (0, 1) for n in ("chair_0", "chair_1")}) == 4
 
-    def test_with_textbook_options_a_batch_of_two_is_two_single_runs(self, make_sampler, make_cameras, textbook):
-        sampler, cameras = make_sampler(textbook, textbook=True, steps=2), make_cameras(2)
+    def test_with_textbook_options_a_batch_of_two_is_two_single_runs(self, make_sampler, make_cameras, lean_textbook):
+        sampler, cameras = make_sampler(lean_textbook, textbook=True, steps=2), make_cameras(2)
         both = run(sampler, cameras, 2)
         for b in range(2):
             noise = sampler.draw_noise([SEEDS[b]], 8)
@@ -149,9 +139,9 @@ class TestFeedback:
         without, with_it = (run(make_sampler(feedback=f), make_cameras())[-1] for f in ([], ["rgb", "ccm"]))
         assert (without.views - with_it.views).abs().max() > 1e-3
 
-    def test_of_another_object_it_is_a_swap_in_a_pair(self, make_sampler, make_cameras, textbook):
+    def test_of_another_object_it_is_a_swap_in_a_pair(self, make_sampler, make_cameras, lean_textbook):
         def sample(whose: str, count: int = 2) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            sampler = make_sampler(textbook, textbook=True, steps=2, feedback_of=whose)
+            sampler = make_sampler(lean_textbook, textbook=True, steps=2, feedback_of=whose)
             with spied(sampler.unet, "encode_feedback") as encoded:
                 views = run(sampler, make_cameras(2).scenes(slice(count)), count)[-1].views
             _, ((maps,), _) = encoded  # an empty one, then the maps of the first step
@@ -245,10 +235,10 @@ class TestGuidance:
         torch.testing.assert_close(step.v[:, 0], conditional[:, 0])
         torch.testing.assert_close(step.v[:, 7], unconditional[:, 7] + 3 * (conditional - unconditional)[:, 7])
 
-    def test_a_guidance_of_one_needs_no_unconditional_half(self, make_sampler, make_cameras, textbook):
+    def test_a_guidance_of_one_needs_no_unconditional_half(self, make_sampler, make_cameras, lean_textbook):
         results = []
         for guidance, rows in ([1.0, 3.0], 2), ([1.0, 1.0], 1):
-            sampler = make_sampler(textbook, True, steps=1, guidance=guidance)
+            sampler = make_sampler(lean_textbook, True, steps=1, guidance=guidance)
             with spied(sampler.unet, "forward") as calls:
                 (step,) = run(sampler, make_cameras())
             assert len(calls[0][1]) == rows
@@ -279,7 +269,7 @@ class TestGuidance:
         assert torch.equal(sample[0, :, :4], sample[1, :, :4])
         torch.testing.assert_close(ids, torch.tensor([[6.0, 127.0, 0.02]] * 2))
 
-    def test_noise_augmentation_reaches_the_image_and_the_time_id(self, make_sampler, make_cameras, release):
+    def test_noise_augmentation_reaches_the_image_and_the_time_id(self, make_sampler, make_cameras, lean_models):
         sampler = make_sampler(steps=1, noise_augmentation=0.3)
         noise = sampler.draw_noise(SEEDS[:1], 8)
         with spied(sampler.unet, "forward") as calls:
@@ -287,8 +277,8 @@ class TestGuidance:
         sample, _, context, ids, _, _ = calls[0][0]
         assert ids[:, 2].tolist() == pytest.approx([0.3, 0.3])
         with torch.no_grad():
-            latent = release.svd.encode(images() + 0.3 * noise.image)
-            embedding = release.svd.embed_image(images())  # of the clean image
+            latent = lean_models.svd.encode(images() + 0.3 * noise.image)
+            embedding = lean_models.svd.embed_image(images())  # of the clean image
         assert torch.equal(sample[1, 0, 4:], latent[0]) and torch.equal(sample[1, 7, 4:], latent[0])
         assert torch.equal(context[1], embedding[0])
 
