@@ -74,15 +74,15 @@ def poses_of(elevation: float, start: float = 0.0) -> Tensor:
     return TO_Z_UP @ orbit_poses([start + 22.5 * k for k in range(16)], elevation, DISTANCE)
 
 
-def write_frames(folder: Path, pictures: np.ndarray, poses: Tensor) -> None:
-    """RGBA pictures [16, h, w, 4] and meta.json, as scripts/render_orbits.py writes them."""
+def write_frames(folder: Path, pictures, poses, **meta) -> None:
+    """RGBA pictures [h, w, 4] of OpenGL's poses [4, 4], and meta.json, as scripts/render_orbits.py writes them."""
     folder.mkdir(parents=True)
     locations = []
     for k, (picture, pose) in enumerate(zip(pictures, poses, strict=True)):
         name = f"render_{k:04d}.webp"
         Image.fromarray(picture).save(folder / name, lossless=True)
-        locations.append({"transform_matrix": (pose @ TO_OPENGL).tolist(), "frames": [{"name": name}]})
-    (folder / "meta.json").write_text(json.dumps({"camera_angle_x": math.radians(FOV), "locations": locations}))
+        locations.append({"transform_matrix": pose.tolist(), "frames": [{"name": name}]})
+    (folder / "meta.json").write_text(json.dumps({"camera_angle_x": math.radians(FOV), "locations": locations} | meta))
 
 
 def write_noise(folder: Path, elevation: float = 20.0) -> None:
@@ -90,7 +90,7 @@ def write_noise(folder: Path, elevation: float = 20.0) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 4), dtype=np.uint8)
     pixels[:, 0, 0, 0] = 10 * np.arange(16)
     pixels[..., 3] = 255
-    write_frames(folder, pixels, poses_of(elevation, 33.0))
+    write_frames(folder, pixels, poses_of(elevation, 33.0) @ TO_OPENGL)
     depth = np.zeros((16, 4, 4), np.float16)
     depth[:, :, 0] = np.arange(16)[:, None] + 1
     np.savez(folder / "depth.npz", depth=depth)
@@ -115,7 +115,7 @@ def write_scene(folder: Path, scene: Gaussians, elevation: float, start: float) 
     rendering = render(scene, cameras, 32, background=(0.0, 0.0, 0.0))
     alpha = rendering.alpha[0]
     rgba = torch.cat([rendering.rgb[0] / alpha.clamp(min=1e-4), alpha], 1).clamp(0, 1)
-    write_frames(folder, (rgba * 255).round().byte().permute(0, 2, 3, 1).numpy(), c2w)
+    write_frames(folder, (rgba * 255).round().byte().permute(0, 2, 3, 1).numpy(), c2w @ TO_OPENGL)
     np.savez(folder / "points.npz", points=scene.means[0].numpy())
 
 

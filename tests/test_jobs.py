@@ -93,16 +93,6 @@ def test_names_that_are_too_long_are_refused_before_work(tmp_path):
         name_jobs([Path(f"{fits}é.png")], tmp_path, [".ply", "_input.png"])
 
 
-def test_results_never_overwrite_pictures_or_each_other(tmp_path):
-    endings = ["_input.png", ".png"]
-    with pytest.raises(OutputError, match="same name"):
-        name_jobs([Path("x/a.png"), Path("y/a.jpg")], tmp_path, endings)
-    with pytest.raises(OutputError, match="same name"):
-        name_jobs([Path("a.png"), Path("a_input.png")], tmp_path, endings)
-    with pytest.raises(OutputError, match="would overwrite it"):
-        name_jobs([tmp_path / "a.png"], tmp_path, endings)
-
-
 # ---------------------------------------------------------------- finished or not
 
 

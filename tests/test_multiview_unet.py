@@ -243,11 +243,7 @@ class TestWhereResidualsAct:
 
     def test_encoded_feedback_has_one_level_a_cross_attention_block_and_the_mid(self, textbook):
         features = textbook.unet.encode_feedback(feedback_maps(1))
-        assert [None if x is None else tuple(x.shape) for x in features.down] == [
-            (8, 32, 8, 8),
-            (8, 64, 4, 4),
-            None,
-        ]
+        assert [None if x is None else tuple(x.shape) for x in features.down] == [(8, 32, 8, 8), (8, 64, 4, 4), None]
         assert features.mid.shape == (8, 64, 2, 2)
 
     @pytest.mark.parametrize("size", [8, 7, 5])

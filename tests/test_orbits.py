@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from orbit_folders import SIZE, Epoch, orbit_dataset, poses_of, same, write_frames, write_noise
+from orbit_folders import SIZE, TO_OPENGL, Epoch, orbit_dataset, poses_of, same, write_frames, write_noise
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -129,7 +129,7 @@ def test_random_choices_depend_on_seed_epoch_and_index_only(shared_root):
 def test_background_and_colour_jitter(tmp_path):
     transparent = np.zeros((16, SIZE, SIZE, 4), np.uint8)
     transparent[:, :, : SIZE // 2] = (200, 40, 40, 255)
-    write_frames(tmp_path / "object", transparent, poses_of(20.0))
+    write_frames(tmp_path / "object", transparent, poses_of(20.0) @ TO_OPENGL)
     (tmp_path / "train.txt").write_text("object\n")
     item = orbit_dataset(tmp_path, size=SIZE, background="grey", color_jitter=0.5)[0]
     right = item["images"][:, :, :, -1]

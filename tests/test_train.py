@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import LEAN, SMALL
 from omegaconf import OmegaConf
-from orbit_folders import poses_of, write_frames
+from orbit_folders import TO_OPENGL, poses_of, write_frames
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -45,7 +45,7 @@ def write_orbits(root: Path, count: int = 4) -> None:
         pictures = np.zeros((16, 32, 32, 4), np.uint8)
         for frame, picture in enumerate(pictures):
             picture[8:24, 4 + frame : 14 + frame] = [60 * number, 200 - 60 * number, 90, 255]
-        write_frames(root / f"object_{number}", pictures, poses_of(10.0 * number))
+        write_frames(root / f"object_{number}", pictures, poses_of(10.0 * number) @ TO_OPENGL)
     (root / "train.txt").write_text("".join(f"object_{n}\n" for n in range(1, count)))
     (root / "val.txt").write_text("object_0\n")
 
@@ -128,14 +128,7 @@ def test_two_processes_equal_one(setting):
     common = ["train.steps=2", "train.validate_every=9", "train.ema_decay=0"]  # tensorboard too
     one = train(setting, "one", "train.batch_size=1", "train.gradient_accumulation=2", *common)
     out = setting / "two"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "train.py",
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
     command += ["--config", str(setting / "tiny.yaml"), "--device", "cpu", f"train.output_dir={out}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
@@ -200,13 +193,7 @@ def test_a_run_of_another_configuration_is_not_resumed_and_not_touched(joint, se
 def test_bad_input_is_one_line_and_status_2(setting, capsys, tmp_path, overrides, words):
     from ouroboros3d.cli.train import main
 
-    arguments = [
-        "--config",
-        str(setting / "tiny.yaml"),
-        "--device",
-        "cpu",
-        f"train.output_dir={setting / 'bad'}",
-    ]
+    arguments = ["--config", str(setting / "tiny.yaml"), "--device", "cpu", f"train.output_dir={setting / 'bad'}"]
     missing = str(tmp_path / "missing")
     assert call(main, [*arguments, *(text.replace("MISSING", missing) for text in overrides)]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from orbit_folders import orbit_dataset
+from orbit_folders import orbit_dataset, write_frames
 from PIL import Image, ImageDraw
 
 from ouroboros3d.camera_defaults import DISTANCE, FOV
@@ -24,11 +24,10 @@ FACES = {(0, -1): "red", (0, 1): "orange", (1, -1): "blue", (1, 1): "green", (2,
 
 def write_orbit(folder: Path, sides=(0.5, 0.6, 0.4), elevation=20.0, start=7.0, size=SIZE, colour=None) -> None:
     """Views of a box with a colour a side; the silhouettes are exact."""
-    folder.mkdir(parents=True)
     poses = [orbit_pose(start + 360 * k / FRAMES, elevation) for k in range(FRAMES)]
     scale = size / 2 / np.tan(np.radians(FOV / 2))
-    locations = []
-    for k, pose in enumerate(poses):
+    pictures = []
+    for pose in poses:
         picture = Image.new("RGBA", (size, size))
         draw = ImageDraw.Draw(picture)
         for (axis, sign), name in FACES.items():
@@ -41,10 +40,8 @@ def write_orbit(folder: Path, sides=(0.5, 0.6, 0.4), elevation=20.0, start=7.0, 
             seen = (corners - pose[:3, 3]) @ pose[:3, :3]
             points = size / 2 + scale * seen[:, :2] * [1, -1] / -seen[:, 2:]
             draw.polygon([tuple(point) for point in points], fill=colour or name)
-        picture.save(folder / f"render_{k:04d}.webp", lossless=True)
-        locations.append({"transform_matrix": pose.tolist(), "frames": [{"name": f"render_{k:04d}.webp"}]})
-    meta = {"camera_angle_x": float(np.radians(FOV)), "elevation": elevation, "locations": locations}
-    (folder / "meta.json").write_text(json.dumps(meta))
+        pictures.append(np.asarray(picture))
+    write_frames(folder, pictures, poses, elevation=elevation)
 
 
 @pytest.fixture(scope="module")

@@ -56,14 +56,7 @@ def gaussians() -> Gaussians:
 
 def test_to_uint8_rounds_and_clamps():
     values = torch.tensor([-1.0, 0.0, 0.499 / 255, 0.501 / 255, 1.0, 2.0])
-    assert to_uint8(values[:, None, None, None].expand(-1, 3, 1, 1))[:, 0, 0, 0].tolist() == [
-        0,
-        0,
-        0,
-        1,
-        255,
-        255,
-    ]
+    assert to_uint8(values[:, None, None, None].expand(-1, 3, 1, 1))[:, 0, 0, 0].tolist() == [0, 0, 0, 1, 255, 255]
     assert to_uint8(torch.rand(2, 5, 3, 4, 6)).shape == (2, 5, 4, 6, 3)
 
 
