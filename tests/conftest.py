@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -99,6 +100,19 @@ TEXTBOOK = {
     "time_id": "textbook",
     "clip_training_image": "clean",
 }
+
+
+@contextmanager
+def full_disk(most: int) -> Iterator[None]:
+    """No file may be longer than so many bytes."""
+    import resource  # not on every system
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(autouse=True, scope="session")

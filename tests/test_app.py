@@ -15,7 +15,7 @@ import photos
 import pytest
 import torch
 from PIL import Image
-from test_player import picture, psnr
+from test_player import picture
 
 from ouroboros3d.app.jobs import Framing, Settings, Worker
 from ouroboros3d.app.port import AppError, check_port
@@ -24,6 +24,7 @@ from ouroboros3d.cli.app import main as app
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.export import FORMATS
 from ouroboros3d.export.object3d import Object3D
+from ouroboros3d.export.views import psnr
 from ouroboros3d.gaussians import load_ply
 from ouroboros3d.inference.photo import ImageError
 from ouroboros3d.pipeline import Ouroboros3DPipeline

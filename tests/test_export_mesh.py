@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import resource
 import struct
 
 import numpy as np
 import pytest
 import torch
+from conftest import full_disk
 
 from ouroboros3d.cameras import orbit
 from ouroboros3d.export import check, mesh, save
@@ -206,11 +206,6 @@ def test_what_cannot_be_a_mesh_is_refused(quick, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_leaves_no_glb(quick, tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
-    try:
-        with pytest.raises(OutputError, match="cannot write"):
-            save(Object3D(ball()), tmp_path / "a.glb", faces=500)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(500), pytest.raises(OutputError, match="cannot write"):
+        save(Object3D(ball()), tmp_path / "a.glb", faces=500)
     assert not list(tmp_path.iterdir())

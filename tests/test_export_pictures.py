@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import resource
 
 import numpy as np
 import pytest
 import torch
+from conftest import full_disk
 from PIL import Image
 
 from ouroboros3d.cameras import orbit
@@ -64,13 +64,8 @@ def test_videos_out_of_range_are_refused(object3d, tmp_path, options):
 
 @pytest.mark.parametrize("ending", [".mp4", ".webp", ".gif", ".png", "_transforms"])
 def test_a_disk_that_fills_leaves_nothing(object3d, tmp_path, ending):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
-    try:
-        with pytest.raises(OutputError, match="cannot write"):
-            save(object3d, tmp_path / f"a{ending}", size=64)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(500), pytest.raises(OutputError, match="cannot write"):
+        save(object3d, tmp_path / f"a{ending}", size=64)
     assert not list(tmp_path.iterdir())
 
 

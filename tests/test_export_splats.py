@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-import resource
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import full_disk
 from plyfile import PlyData
 
 from ouroboros3d.cameras import Cameras, orbit
 from ouroboros3d.export import WRITERS, FormatError, check_formats, save
 from ouroboros3d.export.frames import ExportError, rotation_to_quaternion, turn_degrees, unit_quaternions
 from ouroboros3d.export.object3d import Object3D
+from ouroboros3d.export.views import psnr
 from ouroboros3d.files import OutputError
 from ouroboros3d.gaussians import MAX_GAUSSIANS, Gaussians, PlyError, load_ply, ply_frame, save_ply
 from ouroboros3d.rendering import render
@@ -46,10 +47,6 @@ def reread(path: Path, ending: str) -> Gaussians:
     copy = path.with_name("reread.ply")
     copy.write_bytes(bytes(result["data"]))
     return load_ply(copy)
-
-
-def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(-10 * (a - b).square().mean().log10())
 
 
 # ---------------------------------------------------------------- frames
@@ -182,48 +179,34 @@ def test_gaussians_with_nan_are_refused(object3d, tmp_path, ending):
 def test_a_disk_that_fills_keeps_the_old_file_and_no_half(object3d, tmp_path, ending):
     path = tmp_path / f"a{ending}"
     path.write_bytes(b"old")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(OutputError, match=f"cannot write {path}"):
-            save(object3d, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(1000), pytest.raises(OutputError, match=f"cannot write {path}"):
+        save(object3d, path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def bad_ply(kind: str, path: Path, object3d: Object3D) -> None:
-    save_ply(path, object3d.gaussians)
-    content = path.read_bytes()
-    if kind == "mesh":
-        lines = ["ply", "format ascii 1.0", "element vertex 1", *(f"property float {a}" for a in "xyz")]
-        path.write_text("\n".join([*lines, "end_header", "0 0 0", ""]))
-    elif kind == "truncated":
-        path.write_bytes(content[:-30])
-    elif kind == "NaN":
-        path.write_bytes(content[:-4] + struct.pack("<f", math.nan))
-    elif kind == "many":
-        path.write_bytes(content.replace(b"element vertex 300", b"element vertex 10000000"))
-    elif kind == "text":
-        path.write_bytes(b"\xff\x00 nothing of the kind")
-    elif kind == "missing":
-        path.unlink()
+MESH = "ply\nformat ascii 1.0\nelement vertex 1\n" + "".join(f"property float {a}\n" for a in "xyz")
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("change", "words"),
     [
-        ("mesh", "is not a 3D Gaussian .ply"),
-        ("truncated", "is not a 3D Gaussian .ply"),
-        ("text", "is not a 3D Gaussian .ply"),
-        ("NaN", "1 of its 300 Gaussians hold NaN"),
-        ("many", f"holds 10,000,000 Gaussians; at most {MAX_GAUSSIANS:,}"),
-        ("missing", "No such file"),
+        (lambda data: f"{MESH}end_header\n0 0 0\n".encode(), "is not a 3D Gaussian .ply"),
+        (lambda data: data[:-30], "is not a 3D Gaussian .ply"),
+        (lambda data: b"\xff\x00 nothing of the kind", "is not a 3D Gaussian .ply"),
+        (lambda data: data[:-4] + struct.pack("<f", math.nan), "1 of its 300 Gaussians hold NaN"),
+        (
+            lambda data: data.replace(b"element vertex 300", b"element vertex 10000000"),
+            f"holds 10,000,000 Gaussians; at most {MAX_GAUSSIANS:,}",
+        ),
+        (None, "No such file"),
     ],
+    ids=["mesh", "truncated", "text", "NaN", "many", "missing"],
 )
-def test_a_bad_ply_is_named_in_one_line(object3d, tmp_path, kind, words):
+def test_a_bad_ply_is_named_in_one_line(object3d, tmp_path, change, words):
     path = tmp_path / "bad.ply"
-    bad_ply(kind, path, object3d)
+    if change:
+        save_ply(path, object3d.gaussians)
+        path.write_bytes(change(path.read_bytes()))
     with pytest.raises(PlyError) as caught:
         load_ply(path)
     assert str(path) in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)

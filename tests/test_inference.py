@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from conftest import full_disk
 from inference_runs import RESULTS, files, infer, model_folder, refused
 from PIL import Image
 
@@ -209,12 +209,8 @@ def test_the_player_and_the_release_s_ply(model, tmp_path):
 def test_a_disk_that_fills_up_keeps_earlier_results_and_no_halves(model, results, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(results, out)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, hard))  # enough for all but the .ply
-    try:
+    with full_disk(80_000):  # enough for all but the .ply
         status = infer(model, out, "--steps", "1", "model.lgm.input_size=64", "model.lgm.splat_size=32")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     refused(status, capsys, f"cannot write {out / 'toy.ply'}: File too large", lines=2)
     assert files(out) == files(results)
     assert (out / "toy.ply").read_bytes() == (results / "toy.ply").read_bytes()

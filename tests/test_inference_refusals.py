@@ -78,48 +78,44 @@ def test_results_never_overwrite_pictures_or_each_other(model, tmp_path, capsys)
     assert files(tmp_path) == {"toy.png", "toy_input.png"}
 
 
-def damaged_checkpoint(model: Path, folder: Path, kind: str) -> Path:
-    ckpt = folder / "ckpt"
-    if kind == "missing":
-        return ckpt
-    shutil.copytree(model / "ckpt", ckpt)
-    if kind == "truncated":
-        file = ckpt / "mv_model_unet.safetensors"
-        file.write_bytes(file.read_bytes()[:-1000])
-    elif kind == "truncated pickle":
-        (ckpt / "recon_model.safetensors").unlink()
-        (ckpt / "recon_model.pth").write_bytes(b"PK\x03\x04 and no more")
-    elif kind in ("recon_model", "vae"):
-        (ckpt / f"{kind}.safetensors").unlink()
-    elif kind == "other dimensions":
-        larger = ["model.pretrained.checkpoint=null", "model.lgm.time_embed_dim=32"]
-        save_checkpoint(ckpt, build_models(load_config(model / "tiny.yaml", larger).model), frozen=True)
-    elif kind == "NaN":
-        state = read_state(ckpt / "recon_model.safetensors")
-        state["conv.bias"][5] = float("nan")  # only the scales
-        write_state(state, ckpt / "recon_model.safetensors")
-    return ckpt
+def shorter(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def as_broken_pickle(path: Path) -> None:
+    path.unlink()
+    path.with_suffix(".pth").write_bytes(b"PK\x03\x04 and no more")
+
+
+def wider(path: Path) -> None:
+    changes = ["model.pretrained.checkpoint=null", "model.lgm.time_embed_dim=32"]
+    save_checkpoint(path.parent, build_models(load_config(path.parents[1] / "tiny.yaml", changes).model), frozen=True)
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("damage", "name", "words"),
     [
-        ("missing", ["no such checkpoint folder"]),
-        ("truncated", ["mv_model_unet.safetensors", "truncated"]),
-        ("truncated pickle", ["recon_model.pth"]),
-        ("recon_model", ["has no recon_model"]),
-        ("vae", ["has no vae", "model.pretrained.svd"]),
-        ("other dimensions", ["recon_model", "does not fit", "--config"]),
+        (lambda path: shutil.rmtree(path.parent), "vae", ["no such checkpoint folder"]),
+        (shorter, "mv_model_unet", ["mv_model_unet.safetensors", "truncated"]),
+        (as_broken_pickle, "recon_model", ["recon_model.pth"]),
+        (Path.unlink, "recon_model", ["has no recon_model"]),
+        (Path.unlink, "vae", ["has no vae", "model.pretrained.svd"]),
+        (wider, "recon_model", ["recon_model", "does not fit", "--config"]),
     ],
 )
-def test_a_bad_checkpoint_is_named(model, tmp_path, capsys, kind, words):
-    ckpt = damaged_checkpoint(model, tmp_path, kind)
+def test_a_bad_checkpoint_is_named(model, tmp_path, capsys, damage, name, words):
+    shutil.copytree(model, tmp_path / "model")
+    ckpt = tmp_path / "model" / "ckpt"
+    damage(ckpt / f"{name}.safetensors")
     refused(infer(model, tmp_path / "out", "--ckpt", ckpt), capsys, str(ckpt), *words)
     assert files(tmp_path / "out") == set()
 
 
 def test_nan_in_the_loop_ends_it(model, tmp_path, capsys):
-    ckpt = damaged_checkpoint(model, tmp_path, "NaN")
+    ckpt = shutil.copytree(model / "ckpt", tmp_path / "ckpt")
+    state = read_state(ckpt / "recon_model.safetensors")
+    state["conv.bias"][5] = float("nan")  # only the scales
+    write_state(state, ckpt / "recon_model.safetensors")
     status = infer(model, tmp_path / "out", "--ckpt", ckpt, "--save_steps")
     refused(status, capsys, "NaN", "step 0", lines=2)
     assert list((tmp_path / "out").iterdir()) == []

@@ -195,24 +195,19 @@ class TestWhereResidualsAct:
         pairs = zip(one.skips(), other.skips(), strict=True)
         return [i for i, (a, b) in enumerate(pairs) if not torch.equal(a, b)]
 
-    def test_rays_of_a_down_block_also_change_the_skip_stored_before_it(self, textbook, plain):
-        ray = torch.randn(8, 32, 8, 8, generator=torch.Generator().manual_seed(2))
-        trace = traced(textbook.unet, inputs(1), rays=Residuals([ray, None, None], None, [None] * 3))
-        assert torch.equal(trace.skips()[self.CONV_IN], plain.skips()[self.CONV_IN] + ray)
-        assert self.changed(trace, plain) == list(range(9))
-
-    def test_rays_of_the_second_down_block_change_the_downsampled_skip(self, textbook, plain):
-        ray = torch.randn(8, 32, 4, 4, generator=torch.Generator().manual_seed(2))
-        trace = traced(textbook.unet, inputs(1), rays=Residuals([None, ray, None], None, [None] * 3))
-        assert torch.equal(trace.skips()[self.A_DOWN], plain.skips()[self.A_DOWN] + ray)
-        assert self.changed(trace, plain) == list(range(self.A_DOWN, 9))
-
-    def test_rays_of_the_mid_block_change_the_last_skip(self, textbook, plain):
-        ray = torch.randn(8, 64, 2, 2, generator=torch.Generator().manual_seed(2))
-        trace = traced(textbook.unet, inputs(1), rays=Residuals([None] * 3, ray, [None] * 3))
-        assert torch.equal(trace.skips()[self.C1], plain.skips()[self.C1] + ray)
-        assert torch.equal(trace.mid[0], plain.mid[0] + ray)
-        assert self.changed(trace, plain) == [self.C1]
+    @pytest.mark.parametrize(
+        ("place", "shape", "skip"), [(0, (32, 8, 8), CONV_IN), (1, (32, 4, 4), A_DOWN), (3, (64, 2, 2), C1)]
+    )
+    def test_rays_of_a_down_or_mid_block_also_change_the_skip_stored_before_it(
+        self, textbook, plain, place, shape, skip
+    ):
+        ray = torch.randn(8, *shape, generator=torch.Generator().manual_seed(2))
+        *down, mid = (ray if k == place else None for k in range(4))
+        trace = traced(textbook.unet, inputs(1), rays=Residuals(down, mid, [None] * 3))
+        assert torch.equal(trace.skips()[skip], plain.skips()[skip] + ray)
+        assert self.changed(trace, plain) == list(range(skip, 9))
+        if mid is not None:
+            assert torch.equal(trace.mid[0], plain.mid[0] + ray)
 
     @pytest.mark.parametrize(("level", "shape"), [(0, (64, 2, 2)), (1, (64, 4, 4)), (2, (64, 8, 8))])
     def test_rays_of_an_up_block_change_what_enters_it(self, textbook, plain, level, shape):

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from objective_runs import HEADS, TAILS, draw, evaluate
 
 from ouroboros3d import diffusion
-from ouroboros3d.config.schema import Config
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.geometry import unproject
@@ -28,11 +27,6 @@ def scenes(batch: OrbitBatch, index: list[int]) -> OrbitBatch:
 
 
 class TestLosses:
-    def test_the_defaults_are_the_releases(self):
-        config = Config().objective
-        assert config.second_loss == "replace" and config.reconstruction == "both"
-        assert not config.detach_feedback and not config.decode_gradient
-
     @pytest.mark.parametrize("coin", [HEADS, TAILS])
     def test_the_total_is_their_sum(self, make_objective, make_batch, coin):
         losses, _ = evaluate(make_objective(), make_batch(), draw(coin=coin))

@@ -24,6 +24,7 @@ from ouroboros3d.export.object3d import Object3D, Step3D
 from ouroboros3d.export.packing import AXIS, least_turn, pack, unpack
 from ouroboros3d.export.player import framing, object_data, player_data, player_page
 from ouroboros3d.export.splats import write_ply
+from ouroboros3d.export.views import psnr
 from ouroboros3d.gaussians import TURN_COMMENT, Gaussians, load_ply, save_ply
 from ouroboros3d.rendering import render
 from ouroboros3d.visualize import turntable_cameras
@@ -40,11 +41,6 @@ def blob(seed: int, count: int = 600, norm: float = 1.0) -> Gaussians:
     scales = (0.02 * torch.randn(1, count, 3, generator=g).exp()).clamp(0.003, 0.08)
     opacities, rgb = torch.rand(1, count, generator=g), torch.rand(1, count, 3, generator=g)
     return Gaussians(means, quats, scales, opacities, rgb)
-
-
-def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """dB between pictures in [0, 1]."""
-    return -10 * math.log10((a - b).square().mean().item())
 
 
 def cameras(azimuth: float, elevation: float, tilt: float = ELEVATION) -> Cameras:

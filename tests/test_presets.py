@@ -26,9 +26,6 @@ def write(path, text):
 
 
 class TestLayers:
-    def test_exact_changes_nothing(self):
-        assert load_config().sampler == SamplerConfig()
-
     def test_it_lies_between_the_base_and_the_file(self, tmp_path):
         write(tmp_path / "base.yaml", "sampler: {feedback_every: 5, last_sigma: 7.0, steps: 9}")
         path = write(tmp_path / "top.yaml", "base: base.yaml\nsampler: {preset: fast, last_sigma: 3.0}")

@@ -1,6 +1,5 @@
 """Evaluation sets: the protocol is on disk, the orbit can be read, and the points lie on what is seen of the object."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from ouroboros3d.errors import UserError  # noqa: E402
 QUICK = ("--size", 32, "--samples", 2, "--workers", 1)
 
 
-def run(monkeypatch, *arguments) -> int:
+def run(*arguments) -> int:
     return call(render_eval.main, [str(a) for a in arguments])
 
 
@@ -38,17 +37,15 @@ def assets(tmp_path_factory) -> Path:
     mesh.visual.vertex_colors = [200, 50, 50, 255]
     mesh.apply_translation([10, 20, 30])
     mesh.export(folder / "mesh.ply")
-    with open(folder / "assets.csv", "w", newline="") as file:
-        rows = [("id", "split", "path"), ("one", "test", "mesh.ply"), ("no", "train", "mesh.ply")]
-        csv.writer(file).writerows([*rows, ("two", "test", "mesh.ply")])
+    rows = "one,test,mesh.ply\nno,train,mesh.ply\ntwo,test,mesh.ply\n"
+    (folder / "assets.csv").write_text("id,split,path\n" + rows)
     return folder
 
 
 @pytest.fixture(scope="module")
 def rendered(assets, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("rendered")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        assert run(monkeypatch, "--assets", assets / "assets.csv", "--out", out, *QUICK, "--elevation", 10) == 0
+    assert run("--assets", assets / "assets.csv", "--out", out, *QUICK, "--elevation", 10) == 0
     return out
 
 
@@ -123,7 +120,7 @@ def test_points_of_the_whole_surface_are_even(assets):
     assert share == pytest.approx(5 / 46, abs=0.01)
 
 
-def test_objects_are_chosen_by_hash_or_by_list(assets, tmp_path, monkeypatch, capsys):
+def test_objects_are_chosen_by_hash_or_by_list(assets, tmp_path, capsys):
     listed = [Asset(i, "test", None) for i in "abcdef"]
     few = render_eval.choose(listed, 3, None)
     assert len(few) == 3 and few == render_eval.choose(listed[::-1], 3, None) and few != listed[:3]
@@ -132,8 +129,8 @@ def test_objects_are_chosen_by_hash_or_by_list(assets, tmp_path, monkeypatch, ca
         render_eval.choose(listed, 7, None)
     (tmp_path / "list.txt").write_text("two\nthree\n")
     arguments = ("--assets", assets / "assets.csv", "--out", tmp_path / "out", *QUICK, "--list", tmp_path / "list.txt")
-    assert run(monkeypatch, *arguments) == 2 and "'three'" in capsys.readouterr().err
+    assert run(*arguments) == 2 and "'three'" in capsys.readouterr().err
     (tmp_path / "list.txt").write_text("two\n")
-    assert run(monkeypatch, *arguments) == 0 and (tmp_path / "out/test.txt").read_text() == "two\n"
-    assert run(monkeypatch, *arguments, "--elevation", 20) == 2
+    assert run(*arguments) == 0 and (tmp_path / "out/test.txt").read_text() == "two\n"
+    assert run(*arguments, "--elevation", 20) == 2
     assert "elevation was 0.0 and is now 20.0" in capsys.readouterr().err
