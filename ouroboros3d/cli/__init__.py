@@ -1,7 +1,7 @@
 """The commands: one module per entry point, each with a `main(arguments)`.
 
-Nobody calls a `main` directly: `run` is the way in from the doors at the top and in scripts/, `main` is the installed
-command `ouroboros3d` with a sub-command for each of them.
+The scripts at the top of the repository and in scripts/ call `run`; the installed command `ouroboros3d` calls `main`,
+which has a sub-command for each module.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from ouroboros3d.files import ROOT
 
 # Sub-command of `ouroboros3d` -> (module here, what it does).
 COMMANDS = {
-    "infer": ("inference", "pictures to 3D Gaussians"),
-    "app": ("app", "the web app: a picture in, the loop watched, the object out"),
+    "infer": ("inference", "turn pictures into 3D Gaussians"),
+    "app": ("app", "start the web app: upload a picture, watch the loop, download the object"),
     "view": ("view", "show a 3D Gaussian .ply in the browser"),
     "train": ("train", "train on orbits of objects"),
     "evaluate": ("evaluate", "score a model on held-out orbits"),
     "ablate": ("ablate", "train, evaluate and print the paper's ablation tables"),
-    "convert": ("convert", "a .ply of Gaussians to the files of viewers and other tools"),
-    "export": ("export", "weights in the layout of diffusers or of the release"),
-    "render": ("render_orbits", "meshes to orbits"),
-    "render_eval": ("render_eval", "meshes to an evaluation set"),
+    "convert": ("convert", "convert a .ply of Gaussians to files for viewers and other tools"),
+    "export": ("export", "write weights in the layout of diffusers or of the release"),
+    "render": ("render_orbits", "render orbits of meshes"),
+    "render_eval": ("render_eval", "render an evaluation set of meshes"),
     "validate": ("validate_orbits", "find broken orbits"),
     "shard": ("make_shards", "pack orbits into tar files"),
     "get_furniture": ("get_furniture", "fetch 509 free models"),
     "candidates": ("measure_candidates", "measure what choosing among candidates gains"),
-    "get_u2netp": ("get_u2netp", "fetch the network that removes backgrounds anew"),
+    "get_u2netp": ("get_u2netp", "download the background-removal network again"),
     "get_objaverse": ("get_objaverse", "fetch models of Objaverse"),
-    "train_parts": ("train_frozen_parts", "train the small model's VAE or image encoder"),
-    "plot": ("plot_metrics", "plot the curves of runs"),
-    "memory": ("memory_table", "memory of a training on several cards"),
+    "train_parts": ("train_frozen_parts", "train the small model's VAE, image encoder or tiny decoder"),
+    "plot": ("plot_metrics", "plot training curves"),
+    "memory": ("memory_table", "print the memory that training needs per strategy"),
 }
 
 

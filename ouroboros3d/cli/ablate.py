@@ -1,4 +1,4 @@
-"""The paper's ablation tables, trained, evaluated and printed beside the paper's numbers.
+"""Trains and evaluates the rows of the paper's ablation tables, and prints them beside the paper's numbers.
 
     python scripts/ablate.py --base configs/small/joint.yaml --steps 2000 --out runs/ablation [key=value ...]
     python scripts/ablate.py --base configs/mv/svd_lgm_rgb_ccm_lvis.yaml --launcher "torchrun --nproc_per_node=8" \
@@ -6,8 +6,9 @@
 
 Every row is a file of configs/ablations/ over the base. Rows are trained from the same start, on the same samples in
 the same order (--steps) or for the same time (--budget), and evaluated by scripts/evaluate.py on the same objects and
-noise; rows of the schedule table and the controls sample from the weights of `full`. The same command goes on where
-it was. --out gets table.md, table.csv, table.json, plot.png, grid.png, and a folder a row: training and objects.csv.
+noise. Rows of the schedule table and the controls sample from the weights of `full`. The same command continues an
+interrupted run. --out gets table.md, table.csv, table.json, plot.png, grid.png, and a folder per row: training and
+objects.csv.
 docs/evaluation.md has the protocol.
 """
 

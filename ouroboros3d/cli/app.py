@@ -4,8 +4,8 @@
     ./run.sh app --port 7861
     python scripts/app.py --config configs/baseline.yaml --ckpt path/to/checkpoint --device cuda
 
-It answers on this machine alone (127.0.0.1) unless --host says otherwise; there is no login, so think before opening
-it to a network. Needs the extra `app` (Gradio). Ctrl-C stops it and removes everything that it wrote.
+It answers only on this machine (127.0.0.1) unless --host says otherwise. There is no login, so do not open it to an
+untrusted network. Needs the extra `app` (Gradio). Ctrl-C stops it and removes everything that it wrote.
 """
 
 from __future__ import annotations

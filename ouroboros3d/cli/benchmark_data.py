@@ -1,13 +1,13 @@
-"""Times the reading of orbits: images per second by number of workers, and whether GPUs would wait for them.
+"""Times the reading of orbits: images per second by number of workers, and whether GPUs would wait for data.
 
     python scripts/benchmark_data.py data/orbits64 --size 64 --workers 0 1 2 --gpus 8 --rate 1.85
     python scripts/benchmark_data.py data/orbits64 --size 64 --links 100000
 
 An example is 8 views of an orbit. --rate is what one GPU trains on, in examples per second (batch size over seconds per
-step). Every GPU's process has its own workers, so the number of cores is the limit. --links N reads a list of N ids,
-symbolic links in a temporary folder to the orbits of ROOT in turn: the cost of opening a large set. The orbits come in
-random order and are soon in the system's file cache, so this times decoding, not the disk. The verdict uses the last
-line's images per CPU second, which other work on the machine changes little.
+step). Every GPU's process has its own workers, so the number of cores is the limit. --links N measures the cost of
+opening a large set: it reads a list of N ids, symbolic links in a temporary folder to the orbits of ROOT. Orbits come
+in random order and are soon in the system's file cache, so this times decoding, not the disk. The verdict uses the last
+line's images per CPU second, which other work on the machine hardly changes.
 """
 
 from __future__ import annotations

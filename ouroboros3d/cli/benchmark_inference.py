@@ -1,12 +1,12 @@
-"""Times the parts of one sampling run, counts their arithmetic, and says what every option and preset makes of it.
+"""Times the parts of one sampling run, counts their arithmetic, and computes the cost of every option and preset.
 
     OMP_NUM_THREADS=1 python scripts/benchmark_inference.py --cpu_time     (waiting threads would count as work)
     python scripts/benchmark_inference.py --config configs/baseline.yaml --random --device cuda --json h100.json
     python scripts/benchmark_inference.py --config configs/baseline.yaml --device meta        (arithmetic alone)
 
-A part's seconds are the mean of --repeats calls after one that is not counted; 0 times that first call, for parts that
-take minutes. `of limit` is its arithmetic rate over that of a large matrix product timed in the same run. An option's
-cost is the sum of its parts as its steps need them, for one object and --batch 1; output files are not included.
+A part's seconds are the mean of --repeats calls after one uncounted call. --repeats 0 times the first call, for parts
+that take minutes. `of limit` is the part's arithmetic rate over that of a large matrix product timed in the same run.
+An option's cost is the sum of the parts that its steps need, for one object; writing files is not included.
 """
 
 from __future__ import annotations
@@ -172,12 +172,22 @@ def run_cost(config: Config, parts: dict[str, Cost]) -> Cost:
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--config", default=SMALL_CONFIG, help="YAML file (default: %(default)s)")
-    parser.add_argument("--options", nargs="+", choices=OPTIONS, metavar="NAME", help=f"of {[*OPTIONS]}")
-    parser.add_argument("--random", action="store_true", help="random weights: they change no time")
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls per part (default: %(default)s)")
-    parser.add_argument("--cpu_time", action="store_true", help="seconds of work, not of the clock")
-    parser.add_argument("--device", help="cpu, cuda or meta (default: what the machine has)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        choices=OPTIONS,
+        metavar="NAME",
+        help=f"options to compute, of {', '.join(OPTIONS)} (default: all)",
+    )
+    parser.add_argument(
+        "--random", action="store_true", help="random weights instead of the config's; times are the same"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="timed calls per part, at least 0 (default: %(default)s)"
+    )
+    parser.add_argument("--cpu_time", action="store_true", help="measure CPU seconds instead of wall time")
+    parser.add_argument("--device", help="cpu, cuda or meta (default: cuda if available)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
     overrides = [text for text in split_overrides(arguments)[1] if text not in OPTIONS]
     options = parser.parse_args([text for text in arguments if text not in overrides])
     names = options.options or [name for name in OPTIONS if name != "compile"]

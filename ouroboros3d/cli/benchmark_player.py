@@ -2,8 +2,8 @@
 
     python scripts/benchmark_player.py [--gaussians 1408 65536] [--steps 25]
 
-Frames are drawn at 512 x 512 pixels from a new direction each, so each is sorted anew. Without a GPU, SwiftShader
-draws on the processor: the sort is then what carries over to other machines.
+Frames are drawn at 512 x 512 pixels, each from a new direction, so each is sorted again. Without a GPU, SwiftShader
+draws on the CPU; then only the sorting times carry over to other machines.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     counts = {"type": int, "nargs": "+", "default": [1408, 65536]}
-    parser.add_argument("--gaussians", **counts, help="per step (default: 1408, the small model's, and 65536)")
-    parser.add_argument("--steps", type=int, default=25, help="of the page (default: %(default)s)")
+    parser.add_argument(
+        "--gaussians", **counts, help="Gaussians per step (default: 1408, the small model's, and 65536)"
+    )
+    parser.add_argument("--steps", type=int, default=25, help="steps of the page (default: %(default)s)")
     return parser.parse_args(arguments)
 
 

@@ -2,9 +2,9 @@
 
     python scripts/benchmark_renderer.py [--sizes 4096@64 65536@512] [--backends cpu dense gsplat]
 
-A row is N Gaussians at a size in pixels. Times are milliseconds per view, the best of several repetitions, of the
-picture alone and of picture and gradients. The dense oracle is skipped where it would take minutes. On shared
-cores set OMP_WAIT_POLICY=PASSIVE.
+A row is N Gaussians at a size in pixels. Times are milliseconds per view, the best of several repetitions, for the
+picture alone and with gradients. The dense oracle is skipped where it would take minutes. On shared cores set
+OMP_WAIT_POLICY=PASSIVE.
 """
 
 from __future__ import annotations

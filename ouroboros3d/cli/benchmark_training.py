@@ -1,13 +1,13 @@
-"""Times one training step and its parts, what the second pass and options cost, and saving and resuming.
+"""Times one training step and its parts, the cost of the second pass and of options, and saving and resuming.
 
     python scripts/render_orbits.py --procedural 8 --orbits 1 --size 64 --out /tmp/orbits
     python scripts/benchmark_training.py --config configs/small/joint.yaml --weights checkpoints/small \\
       data.root=/tmp/orbits data.val=train.txt
     torchrun --nproc_per_node=2 scripts/benchmark_training.py ... train.batch_size=2    (several processes)
 
-A row is the mean of `--steps` steps after one that is not counted, and its ratio to the first row's. On a shared core
---cpu_time counts the seconds that this process worked rather than those that passed. Without --weights they are
-random, which suits a model of any size. On a CPU the peak is that of the process so far. TFLOP are those of a step on
+A row is the mean of `--steps` steps after one uncounted step, and its ratio to the first row's. On a shared core use
+--cpu_time, which counts this process's CPU seconds instead of wall time. Weights are random without --weights, which
+works for a model of any size. On a CPU the peak memory is that of the process so far. TFLOP are those of one step of
 this process; the share of the limit is their rate over that of a large matrix product. Writes to a temporary folder.
 """
 

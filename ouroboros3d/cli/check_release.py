@@ -5,12 +5,12 @@
 
 1. Loads the weights strictly (a hub id, a folder or the Lightning file; SVD's VAE and image encoder come from the hub,
    or from model.pretrained.svd=FOLDER).
-2. Makes one object and looks whether it is one.
-3. Scores the list and puts the paper's table (Ouroboros3D at 512 pixels) beside it. `agrees` means that the paper's
-   number lies in the 95 % interval over objects, widened by a tolerance: the paper does not name its 100 objects, its
-   renders or its views.
+2. Makes one object and checks that its renders show something.
+3. Scores the list and prints the paper's table (Ouroboros3D at 512 pixels) beside it. `agrees` means that the paper's
+   number lies in the 95 % interval over objects, widened by a tolerance, because the paper does not name its 100
+   objects, its renders or its views.
 
-Never run with the released weights: they were not available.
+Not run with the released weights: they were unavailable.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Converts a 3D Gaussian .ply to the files of viewers and other tools, and proves what it wrote.
+"""Converts a 3D Gaussian .ply to files for viewers and other tools, and checks them on request.
 
     python scripts/convert.py outputs/chair.ply --to splat spz glb
     python scripts/convert.py outputs/chair.ply --to glb --faces 20000 --texture 1024
     python scripts/convert.py outputs/chair.ply --to mp4 gif --size 256 --frames 60 --fps 20
     python scripts/convert.py outputs/chair.ply --to ply splat spz glb mp4 transforms --check
 
-The files stand beside the .ply unless --out names a folder. Which way is up in which format: docs/formats.md.
+The files are written beside the .ply unless --out names a folder. docs/formats.md says which way is up in each format.
 """
 
 from __future__ import annotations
@@ -22,18 +22,24 @@ from ouroboros3d.errors import UserError
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("input", type=Path, metavar="OBJECT.ply", help="3D Gaussians, of this project or another")
-    add("--to", nargs="+", required=True, metavar="FORMAT", help=", ".join(export.FORMATS))
-    add("--out", type=Path, metavar="FOLDER", help="(default: the folder of the input)")
-    add("--up", choices=("y", "-y", "z", "-z"), help="up in the file (default: what viewers of the format take)")
-    add("--elevation", type=float, help="degrees the input camera looked down (default: what the .ply says, else 0)")
-    add("--raw", action="store_true", help=".ply: the release's file, neither turned nor with unit quaternions")
-    add("--size", type=int, help="pixels a side of pictures and videos (default: 512)")
-    add("--frames", type=int, help="of one turn of a video (default: 180)")
-    add("--fps", type=int, help="frames per second of a video (default: 30)")
-    add("--faces", type=int, help="most faces of a mesh (default: 40000)")
-    add("--texture", type=int, help="pixels a side of a mesh's texture (default: 0, colours at the vertices)")
-    add("--check", action="store_true", help="reopen every file by another reader and print its PSNR")
+    add("input", type=Path, metavar="OBJECT.ply", help="3D Gaussians, from this project or another")
+    add("--to", nargs="+", required=True, metavar="FORMAT", help="any of " + ", ".join(export.FORMATS))
+    add("--out", type=Path, metavar="FOLDER", help="output folder (default: the input's)")
+    add(
+        "--up",
+        choices=("y", "-y", "z", "-z"),
+        help="up axis in the file (default: the one that the format's viewers expect)",
+    )
+    add(
+        "--elevation", type=float, help="degrees the input camera looked down (default: from the .ply's header, else 0)"
+    )
+    add("--raw", action="store_true", help=".ply: write the release's file, not rotated, quaternions not normalised")
+    add("--size", type=int, help="pixels per side of pictures and videos, 2 to 4096 (default: 512)")
+    add("--frames", type=int, help="frames per turn of a video, 1 to 3600 (default: 180)")
+    add("--fps", type=int, help="frames per second of a video, up to 60 (default: 30)")
+    add("--faces", type=int, help="maximum number of faces of a mesh (default: 40000)")
+    add("--texture", type=int, help="pixels per side of a mesh's texture; 0: colours at the vertices (default: 0)")
+    add("--check", action="store_true", help="reopen every file with another reader and print its PSNR")
     return parser.parse_args(arguments)
 
 

@@ -3,9 +3,9 @@
     python scripts/evaluate.py --list test.txt --objects 16 --out runs/evaluation [--config YAML] [key=value ...]
     torchrun --nproc_per_node=8 scripts/evaluate.py ...
 
-Prints means over objects with 95 % bootstrap intervals, beside baselines that cost nothing. --out gets objects.csv
-(one row per orbit and seed, as they finish: the same command goes on where it was), summary.json, pictures/ and
-grid.png with the best, median and worst objects. docs/evaluation.md defines every column.
+Prints means over objects with 95 % bootstrap intervals, beside simple baselines. --out gets objects.csv (one row per
+orbit and seed, written as they finish), summary.json, pictures/, and grid.png with the best, median and worst objects.
+The same command continues an interrupted run. docs/evaluation.md defines every column.
 """
 
 from __future__ import annotations

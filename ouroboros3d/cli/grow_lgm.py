@@ -1,4 +1,4 @@
-"""Doubles the side of a reconstructor's grid of Gaussians by one more level, which at first changes no picture much.
+"""Doubles the side of LGM's grid of Gaussians with one more level; pictures hardly change at first.
 
     python scripts/grow_lgm.py runs/small/lgm/export/recon_model.safetensors \\
       --out runs/small/lgm_grown/start/recon_model.safetensors
@@ -16,8 +16,10 @@ from ouroboros3d.cli.options import Parser
 
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("weights", type=Path, help="LGM's weights, with two or more levels up")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the grown weights, .safetensors")
+    parser.add_argument("weights", type=Path, help="LGM's weights, with at least two up levels")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help=".safetensors file for the grown weights"
+    )
     options = parser.parse_args(arguments)
     from ouroboros3d.models.lgm_growth import read_grown
     from ouroboros3d.models.weights import write_state

@@ -1,4 +1,4 @@
-"""Turns pictures into 3D Gaussians: per picture eight views, one .ply, one turntable video, or other formats.
+"""Turns pictures into 3D Gaussians. Each gives eight views, a .ply and a turntable video, or other formats.
 
     python inference.py --input_img testset/armchair.webp
     python inference.py --input_img photos/ more/*.jpg list.txt --output_dir outputs --summary

@@ -1,9 +1,9 @@
-"""Pictures of what the model makes of testset/, for the README.
+"""Makes the README's pictures of the model's results on testset/.
 
     python scripts/make_gallery.py [--out docs/images] [key=value ...]
 
-Writes testset.png: a row an image, with the input, four of the generated views and three renders of the Gaussians;
-and steps.png: the recursion on one of them.
+Writes testset.png, with one row per image: the input, four of the generated views and three renders of the Gaussians;
+and steps.png, the recursion on one of the images.
 """
 
 from __future__ import annotations

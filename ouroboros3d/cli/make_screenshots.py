@@ -1,4 +1,4 @@
-"""The example page of the recursion player and the pictures of player and app, for README and docs.
+"""Makes the example page of the recursion player and the pictures of player and app, for README and docs.
 
     python scripts/make_screenshots.py [--out docs] [--input_img testset/armchair.webp] [key=value ...]
 

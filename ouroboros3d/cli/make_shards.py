@@ -2,13 +2,13 @@
 
     python scripts/make_shards.py data/orbits --out data/shards [--lists train.txt val.txt] [--workers 4]
 
-    <out>/train-000000.tar ...   the files of 256 orbits each, as they are
+    <out>/train-000000.tar ...   the unchanged files of 256 orbits each
     <out>/shards.tsv             where each orbit is
     <out>/train.txt ...          the lists
 
-`data.root=<out>` then trains from the shards; the same class reads them and gives the same examples. The command can
-be stopped and repeated: complete shards that are newer than their orbits stay. The same orbits give the same bytes.
-Exit status: 1 if ids have no folder (they are left out), 2 if nothing could be done.
+Train with `data.root=<out>`; the same class reads the shards and gives the same examples. The command can be stopped
+and repeated: complete shards that are newer than their orbits are kept. The same orbits give the same bytes. Exit
+status: 0 all is packed, 1 some ids have no folder (they are left out), 2 nothing could be done.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Makes a sharp object to measure exports on: thin Gaussians on the surface of a procedural mesh, as a .ply.
+"""Makes a sharp object to test exports on: thin Gaussians on the surface of a procedural mesh, as a .ply.
 
     python scripts/make_sharp_object.py --out outputs/sharp.ply
     python scripts/convert.py outputs/sharp.ply --to splat spz glb --check
 
-The small model's objects have 4,096 soft Gaussians; this has as many as the release's, 65,536, and no blur of its own.
+The small model's objects have 4,096 soft Gaussians; this one has 65,536, as the release's, and is not blurred.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from ouroboros3d.cli.options import Parser
 
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("outputs/sharp.ply"), help="(default: %(default)s)")
-    parser.add_argument("--count", type=int, default=65536, help="Gaussians (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=3, help="of the procedural object (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/sharp.ply"), help="file to write (default: %(default)s)"
+    )
+    parser.add_argument("--count", type=int, default=65536, help="number of Gaussians (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=3, help="seed of the procedural object (default: %(default)s)")
     options = parser.parse_args(arguments)
     from ouroboros3d.gaussians import save_ply
 

@@ -1,6 +1,6 @@
-"""Render the pictures in testset/: RGBA cut-outs and photo-like JPEGs of furniture no model was trained on.
+"""Renders the pictures in testset/: RGBA cut-outs and photo-like JPEGs of furniture that no model was trained on.
 
-Needs the folder that get_furniture.py wrote. Every object is of the test split.
+Needs the folder that get_furniture.py wrote. Every object is from the test split.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _noise(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray
 def main(arguments: list[str]) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--furniture", type=Path, required=True, help="output folder of get_furniture.py")
-    parser.add_argument("--out", type=Path, default=Path("testset"))
+    parser.add_argument("--out", type=Path, default=Path("testset"), help="output folder (default: %(default)s)")
     args = parser.parse_args(arguments)
     try:
         rows = {row["id"]: row for row in read_table(SPLIT_FILE, ["id"])}

@@ -1,11 +1,11 @@
-"""Measures on held-out objects what `inference.py --candidates` gains: does the score find the best sample?
+"""Measures on held-out objects how much `inference.py --candidates` gains.
 
     python scripts/measure_candidates.py --list test.txt --out runs/candidates data.root=data/small64
 
-Samples every object with --candidates seeds at its true elevation, then with one seed at each of --elevations. Prints
-the PSNR of the 3D at novel views (against the truth) of the chosen candidate, the mean and the best one, with 95 %
-bootstrap intervals over objects, for scores taken after every step and for each part of the score. --out gets
-samples.csv (a row per sample and step; finished objects are not sampled again) and tables.txt.
+Samples every object with --candidates seeds at its true elevation, then with one seed at each of --elevations
+elevations. Prints the PSNR of the 3D at novel views, against the truth, of the chosen, the mean and the best candidate,
+with 95 % bootstrap intervals over objects, for each score after every step. --out gets samples.csv (one row per sample
+and step; finished objects are not sampled again) and tables.txt.
 """
 
 from __future__ import annotations

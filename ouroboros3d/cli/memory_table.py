@@ -1,11 +1,11 @@
-"""Prints the memory a process needs to train, for DDP, DeepSpeed ZeRO-2 and FSDP2, as a Markdown table.
+"""Prints the memory that a process needs for training with DDP, DeepSpeed ZeRO-2 and FSDP2, as a Markdown table.
 
     python scripts/memory_table.py --config configs/mv/svd_lgm_rgb_ccm_lvis.yaml --processes 8
-    python scripts/memory_table.py --inference    # of the loop, per option
+    python scripts/memory_table.py --inference    # memory of the loop, per option
     python scripts/memory_table.py --measure      # on a GPU: a real joint step next to its estimate
 
-Nothing is allocated: one joint step of the whole model is followed on tensors without values (training/dry_run.py,
-needs.py; docs/training.md says how each column is counted).
+Nothing is allocated: one joint step of the whole model is traced on tensors without values. docs/training.md says how
+each column is counted.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     ./scripts/train_small.sh --budget 8h --dry_run
     python scripts/plan_stages.py --budget_seconds 28800 vae_colours:0 vae:10 unet:45      (STAGE:PERCENT of the budget)
 
-STAGE is a file of configs/small/, 0 percent a stage with a fixed number of steps. Each stage's step is timed once, on
-the orbits of tests/data and random weights, so no data and no earlier stage are needed.
+STAGE is a file of configs/small/. A PERCENT of 0 means a fixed number of steps. Each stage's step is timed once, on the
+orbits of tests/data with random weights, so no data and no earlier stages are needed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("stages", nargs="+", metavar="STAGE:PERCENT")
-    parser.add_argument("--budget_seconds", type=float, required=True, help="training time of all stages with a share")
+    parser.add_argument("stages", nargs="+", metavar="STAGE:PERCENT", help="stage and its share of the budget")
+    parser.add_argument(
+        "--budget_seconds", type=float, required=True, help="training time in seconds of all stages with a share"
+    )
     arguments, overrides = split_overrides(arguments)
     options = parser.parse_args(arguments)
     stages = [parse_stage(text) for text in options.stages]

@@ -1,8 +1,8 @@
-"""Draws the curves of training runs from their metrics.jsonl: a panel a metric, a line a run.
+"""Draws curves of training runs from their metrics.jsonl: one panel per metric, one line per run.
 
     python scripts/plot_metrics.py runs/a runs/b --metrics total views_psnr --out outputs/curves.png
 
-Training losses are means over `train.log_every` steps already; --smooth averages over that many lines more.
+Logged training losses are means over `train.log_every` steps; --smooth averages over several of these lines.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ def curve(lines: list[dict], metric: str, smooth: int) -> tuple[np.ndarray, np.n
 
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="train.output_dir of each")
-    parser.add_argument("--metrics", nargs="+", default=["total"], help="default: %(default)s")
-    parser.add_argument("--labels", nargs="+", help="of the runs (default: their folders' names)")
-    parser.add_argument("--smooth", type=int, default=1, help="lines (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/curves.png"), help="default: %(default)s")
+    parser.add_argument("runs", nargs="+", type=Path, help="output folders of the runs (train.output_dir)")
+    parser.add_argument("--metrics", nargs="+", default=["total"], help="metrics to draw (default: total)")
+    parser.add_argument("--labels", nargs="+", help="labels of the runs (default: their folders' names)")
+    parser.add_argument(
+        "--smooth", type=int, default=1, help="number of logged lines to average over (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/curves.png"), help="picture to write (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     labels = options.labels or [run.name for run in options.runs]
     if len(labels) != len(options.runs) or options.smooth < 1:

@@ -1,23 +1,23 @@
-"""Render an evaluation set by one protocol: an input view, a ground-truth orbit of 16 views, and surface points.
+"""Renders an evaluation set by one protocol: an input view, a ground-truth orbit of 16 views, and surface points.
 
     python scripts/render_eval.py --assets GSO_FOLDER --up z --objects 100 --out data/eval_gso
     python scripts/render_eval.py --assets data/furniture/assets.csv --out data/eval_furniture
 
     <out>/<id>/render_0000.webp ... meta.json     an orbit in the training format; frame 0 is the input view
-    <out>/<id>/condition.png                      frame 0 once more, RGBA, for programs that take a picture
+    <out>/<id>/condition.png                      frame 0 as RGBA, for programs that take a picture
     <out>/<id>/points.npz                         `points` [16384, 3] float32, the true surface in the world frame
     <out>/test.txt                                ids that are complete;  objects.txt: ids that were chosen
     <out>/cameras.json                            the 16 cameras, the same for every object
     <out>/protocol.json                           every choice below, in numbers
-    <out>/failures.txt, warnings.txt, render.json as scripts/render_orbits.py, whose code this is
+    <out>/failures.txt, warnings.txt, render.json as in scripts/render_orbits.py
 
-The paper (Ouroboros3D, Sec. 4) scores 100 objects of Google Scanned Objects at 512 pixels on rendered orbits and names
-no more. What it leaves open is chosen so:
+The paper (Ouroboros3D, Sec. 4) scores 100 objects of Google Scanned Objects at 512 pixels on rendered orbits and says no more.
+The open choices are made as follows:
 
-- Objects: it does not list its 100. --objects N takes the N ids with the smallest SHA-256, so everyone with
+- Objects: the paper does not list its 100. --objects N takes the N ids with the smallest SHA-256, so everyone with
   the whole set gets the same; --list FILE takes the ids in a file, such as the objects.txt of another run. A csv file
   with splits gives its test objects: the furniture test split is this project's own evaluation set.
-- Elevation 0 (--elevation): the release's inference orbit has it, so no method has to be told more than the picture.
+- Elevation 0 (--elevation): the release's inference orbit has it, so a method needs no more than the picture.
 - First azimuth -90 degrees (--azimuth): the camera sees the side that faces +z in y-up files, their front by glTF's
   convention, and -y in z-up files, their front in most modelling programs. Scans have no stated front. It is
   the same for all objects, as nothing here is random.
@@ -156,8 +156,8 @@ def main(arguments: list[str]) -> None:
     add("--assets", type=Path, required=True, help="folder, zip, list, or csv file (its test split)")
     add("--objects", type=int, metavar="N", help="render N objects, chosen by hash (default: all)")
     add("--list", type=Path, help="file with the ids to render, one per line")
-    add("--elevation", type=float, default=0.0, help="of all views, in degrees (%(default)s)")
-    add("--azimuth", type=float, default=-90.0, help="of the input view, in degrees (%(default)s)")
+    add("--elevation", type=float, default=0.0, help="elevation of all views, in degrees (%(default)s)")
+    add("--azimuth", type=float, default=-90.0, help="azimuth of the input view, in degrees (%(default)s)")
     add_render_options(parser)
     args = parser.parse_args(arguments)
     if not -90 < args.elevation < 90 or not -360 <= args.azimuth <= 360:

@@ -1,9 +1,9 @@
-"""Render orbits of 16 views around meshes or procedural objects, in the training format.
+"""Renders orbits of 16 views around meshes or procedural objects, in the training format.
 
     <out>/<id>_<orbit>/render_0000.webp ... render_0015.webp, meta.json [, depth.npz]
     <out>/train.txt, val.txt, test.txt      ids of the complete folders
-    <out>/failures.txt                      what could not be rendered, and why (only if anything)
-    <out>/warnings.txt                      what a picture lacks of its file, and why (only if anything)
+    <out>/failures.txt                      what could not be rendered, and why (only if there are failures)
+    <out>/warnings.txt                      what pictures lack of their files, and why (only if there are warnings)
     <out>/render.json                       the options that all pictures here share; other options are refused
 
 --assets is a folder of meshes, a zip file of one (also .sh3f), a list of paths, or a csv file (columns id, path and

@@ -5,6 +5,7 @@
     python train.py --config configs/small/joint.yaml --dry_run
 
 Writes checkpoints/, validation/, metrics.jsonl, export/ and best/ (weights for inference.py) to `train.output_dir`.
+The same command resumes. docs/training.md has launchers, memory and every switch.
 """
 
 from __future__ import annotations

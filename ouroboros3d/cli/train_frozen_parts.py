@@ -1,4 +1,4 @@
-"""Trains the small model's own VAE, image encoder or tiny decoder from nothing (the full model takes SVD's).
+"""Trains the small model's VAE, image encoder or tiny decoder from scratch (the full model uses SVD's).
 
     python scripts/train_frozen_parts.py vae --config configs/small/vae_colours.yaml
     python scripts/train_frozen_parts.py vae --config configs/small/vae.yaml
@@ -7,8 +7,8 @@
 
 VAE: squared error in opponent colours and a little KL on orbits of views, so that the temporal decoder learns to
 treat them as frames. Image encoder: two views of an object must embed closer than those of other objects
-(InfoNCE), which keeps what is common to an object's views: its colours and kind. Tiny decoder: what the VAE's decoder
-makes of latents, some of them noisy as inside the loop.
+(InfoNCE), which keeps what an object's views have in common: its colours and kind. Tiny decoder: trained to repeat the
+VAE decoder's output, on latents of which some are noisy as inside the loop.
 Writes `<train.output_dir>/export/vae.safetensors`, `image_encoder.safetensors` or the folder `tiny_decoder`, and
 pictures beside it.
 """

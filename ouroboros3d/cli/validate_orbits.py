@@ -1,4 +1,4 @@
-"""Check a set of orbits before training on it: every picture, matrix and list.
+"""Checks a set of orbits before training: every picture, matrix and list.
 
     python scripts/validate_orbits.py data/orbits [--workers 8] [--size 512] [--out data/orbits/validation]
 

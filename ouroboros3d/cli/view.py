@@ -3,8 +3,8 @@
     ouroboros3d view outputs/armchair.ply
     python scripts/view.py scene.ply --up y --out scene.html --no_open
 
-Files of this project say in their header which way is up. Others are taken with y down, as by most splat viewers;
-the release's own files want --up y. Colours are those seen head-on: higher harmonics are left out.
+Files of this project say in their header which way is up. For others y is taken as down, as in most splat viewers; the
+release's own files need --up y. Higher spherical harmonics are ignored.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ UPS = ("y", "-y", "z", "-z")
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("file", type=Path, metavar="FILE.ply", help="Gaussians in the format of 3DGS")
-    parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: FILE.html beside the .ply")
-    parser.add_argument("--up", choices=UPS, help="axis of the file that points up (default: its header's, else -y)")
+    parser.add_argument("file", type=Path, metavar="FILE.ply", help="3D Gaussians in the 3DGS format")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.html", help="page to write (default: FILE.html beside the .ply)"
+    )
+    parser.add_argument("--up", choices=UPS, help="axis that points up in the file (default: from its header, else -y)")
     parser.add_argument("--no_open", action="store_true", help="write the page and do not open a browser")
     return parser.parse_args(arguments)
 
