@@ -1,4 +1,4 @@
-"""Where the networks run. Imports torch only when a device is looked for, so that arguments are checked before."""
+"""Devices and precisions of the networks. Imports torch only when a device is chosen."""
 
 from __future__ import annotations
 

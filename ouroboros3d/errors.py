@@ -1,4 +1,4 @@
-"""What the user can put right, and how entry scripts say it."""
+"""Errors that the user can fix, and how the commands report them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes round the loop: colour and coordinates maps of the Gaussians, for the next step (Sec. 3.3)."""
+"""The feedback: colour and coordinate maps of the Gaussians, for the next step (Sec. 3.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, an output folder that is checked before the work starts, and lists."""
+"""Atomic writes, checks of output folders before the work starts, and lists."""
 
 from __future__ import annotations
 

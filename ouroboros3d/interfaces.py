@@ -1,4 +1,4 @@
-"""What flows between the parts: renderings, feedback, and the two swappable parts' protocols.
+"""The protocols of the two swappable parts, reconstructor and renderer, and the rendering that they exchange.
 
 Shapes: B batch, V views, H = W pixels.
 """

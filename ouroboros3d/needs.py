@@ -1,4 +1,4 @@
-"""What networks need, found on tensors that have shapes and no values (FakeTensorMode): bytes and arithmetic."""
+"""Bytes and arithmetic that networks need, counted on tensors with shapes but no values (FakeTensorMode)."""
 
 from __future__ import annotations
 

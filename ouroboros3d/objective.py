@@ -1,7 +1,7 @@
 """The joint training objective (Sec. 3.4 of the paper), one nn.Module from a batch to its losses.
 
 1. Predict x0 with empty feedback. 2. Decode, reconstruct and render it: the noisy reconstruction at c_noise; also
-reconstruct the clean views. 3. On a coin, predict again with the rendered maps as feedback.
+reconstruct the clean views. 3. With some probability, predict again with the rendered maps as feedback.
 The defaults of `ObjectiveConfig` are the release's; docs/training.md has each switch's value in paper and release.
 Shapes: B batch, V views, images in [-1, 1].
 """

@@ -1,4 +1,4 @@
-"""The Python door: one model on one device, pictures in, 3D objects out.
+"""The Python interface: one model on one device, pictures in, 3D objects out.
 
     pipe = Ouroboros3DPipeline.from_pretrained("checkpoints/small")
     output = pipe("testset/armchair.webp", elevation=20, seed=0)

@@ -9,7 +9,7 @@
         c     = (rgb, ccm)                            what the next step sees
         x     = euler(x, x0)
 
-Inference, validation, evaluation and the pictures all consume this generator. Shapes: B batch, V views.
+Inference, validation, evaluation and the figures all use this generator. Shapes: B batch, V views.
 """
 
 from __future__ import annotations

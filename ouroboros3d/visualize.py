@@ -1,4 +1,4 @@
-"""Pictures and videos of what the recursion makes.
+"""Pictures and videos of the recursion's results.
 
 Shapes: V views, H = W pixels. Images are float tensors in [0, 1]; frames are uint8 [H, W, 3] arrays.
 """

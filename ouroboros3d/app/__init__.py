@@ -1,4 +1,4 @@
-"""The web app: a picture in, the loop watched step by step, the object in every format.
+"""The web app: upload a picture, watch the loop step by step, download the object in any format.
 
 port.py     what is checked before anything is loaded
 server.py   starts and stops Gradio: folder, port, limits

@@ -1,4 +1,4 @@
-"""Headless Chromium, for pictures of our pages and their tests."""
+"""Headless Chromium, for screenshots and tests of our pages."""
 
 from __future__ import annotations
 

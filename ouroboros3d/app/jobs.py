@@ -1,4 +1,4 @@
-"""The work behind the page: cut-outs, the loop on one device, files. Knows nothing of Gradio."""
+"""The work behind the page: cut-outs, the loop on one device, files. Independent of Gradio."""
 
 from __future__ import annotations
 

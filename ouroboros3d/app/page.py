@@ -1,4 +1,4 @@
-"""What the app shows, and which function each event calls."""
+"""The app's page, and the function that each event calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be checked before torch and the weights are loaded."""
+"""Checks that need neither torch nor the weights."""
 
 from __future__ import annotations
 

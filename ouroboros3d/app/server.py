@@ -1,4 +1,4 @@
-"""Starts the app: its folder, its port, its limits."""
+"""Starts and stops Gradio: folder, port, limits."""
 
 from __future__ import annotations
 

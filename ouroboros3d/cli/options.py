@@ -1,4 +1,4 @@
-"""What commands share before anything heavy is imported: the parser, names and defaults."""
+"""Shared by the commands before heavy imports: the parser, names and defaults."""
 
 from __future__ import annotations
 

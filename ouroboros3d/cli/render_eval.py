@@ -11,8 +11,8 @@
     <out>/protocol.json                           every choice below, in numbers
     <out>/failures.txt, warnings.txt, render.json as in scripts/render_orbits.py
 
-The paper (Ouroboros3D, Sec. 4) scores 100 objects of Google Scanned Objects at 512 pixels on rendered orbits and says no more.
-The open choices are made as follows:
+The paper (Ouroboros3D, Sec. 4) scores 100 objects of Google Scanned Objects on rendered 512-pixel orbits,
+and says no more. The open choices are made as follows:
 
 - Objects: the paper does not list its 100. --objects N takes the N ids with the smallest SHA-256, so everyone with
   the whole set gets the same; --list FILE takes the ids in a file, such as the objects.txt of another run. A csv file

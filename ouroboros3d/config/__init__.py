@@ -1,1 +1,1 @@
-"""Every dimension and every switch: dataclasses (schema), YAML and overrides (loading), what is refused (checks)."""
+"""Every dimension and every switch: dataclasses (schema), YAML and overrides (loading), bounds (checks)."""

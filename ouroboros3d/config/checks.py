@@ -1,6 +1,6 @@
-"""What a configuration must satisfy beyond its types: bounds, and dimensions that fit each other.
+"""Checks of a configuration beyond its types: bounds, and dimensions that fit each other.
 
-Every refusal is a ConfigError with the key's name, its value and what would be right.
+Every failure is a ConfigError with the key, its value and what would be valid.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The typed configuration: every dimension and every switch, with the release's values as defaults.
 
-A YAML file names what differs from these defaults. An unknown key, a wrong type, a value out of its bounds (`_number`)
-or an impossible combination (checks.py) raises `ConfigError` with the key's name, its value and what would be right.
+A YAML file lists what differs from these defaults. An unknown key, a wrong type, a value out of its bounds (`_number`)
+or an impossible combination (checks.py) raises `ConfigError` with the key, its value and what would be valid.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Orbits side by side: what one training step and one validation see."""
+"""A batch of orbits, for training and validation."""
 
 from __future__ import annotations
 

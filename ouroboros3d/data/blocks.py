@@ -1,4 +1,4 @@
-"""Blocks of bytes of shards at an address, kept in a local copy with holes."""
+"""Blocks of bytes of remote shards, kept in a sparse local copy."""
 
 from __future__ import annotations
 

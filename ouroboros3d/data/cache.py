@@ -1,7 +1,7 @@
-"""Decoded, resized views of all orbits of a list: one record an orbit, in memory or in one file on disk.
+"""Decoded, resized views of all orbits of a list: one record per orbit, in memory or in one file on disk.
 
-A cache never changes what is read: a record knows which of its frames are whole, and for the others the files are
-asked, which say what is wrong.
+A cache never changes what is read. A record knows which of its frames are whole; the others are read from their files,
+which raise the error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files of an orbit and the list of orbits: what they must hold, and one clear line where they do not.
+"""Reads the files of an orbit and lists of orbits, and reports damage in one line.
 
 A file is anything with `read_bytes()` and a name to print: a pathlib.Path, or a member of a shard (shards.py).
 """

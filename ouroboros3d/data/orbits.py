@@ -1,9 +1,9 @@
-"""Orbits of rendered objects on disk, as training examples.
+"""Training examples from orbits of rendered objects on disk.
 
     <root>/<id>/render_0000.webp ...    RGBA views, in orbit order
-    <root>/<id>/meta.json               camera_angle_x and one OpenGL camera-to-world matrix a view
+    <root>/<id>/meta.json               camera_angle_x and one OpenGL camera-to-world matrix per view
     <root>/<id>/depth.npz               optional: `depth` [frames, h, w] along the camera's axis, 0 = empty
-    <root>/train.txt                    one id a line
+    <root>/train.txt                    one id per line
 
 `scripts/render_orbits.py` writes this format, `scripts/make_shards.py` packs it into tar files (shards.py).
 """

@@ -1,10 +1,10 @@
-"""Shards that lie elsewhere: at an address, or chosen by a pattern. What is read stays in a local folder.
+"""Shards at an address, or chosen by a pattern. Data that was read stays in a local folder.
 
     https://host/shards                          a folder that scripts/make_shards.py wrote
     https://host/shards/train-{000000..000099}.tar, data/shards/train-0000*.tar      some of its shards, or anybody's
 
-http and https are asked for the bytes of one orbit at a time; whatever else webdataset opens (pipe:, s3:, gs:, ...),
-and servers that know no ranges, for whole shards. A stopped download goes on with what is missing.
+From http and https one orbit's bytes are requested at a time. Other protocols of webdataset (pipe:, s3:, gs:, ...) and
+servers without ranges deliver whole shards. A stopped download continues with the missing bytes.
 """
 
 from __future__ import annotations

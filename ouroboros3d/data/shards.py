@@ -1,4 +1,4 @@
-"""Orbits in WebDataset tar shards, for sets of more files than a file system likes, read by index like folders.
+"""Orbits in WebDataset tar shards, for sets with too many files for a file system, read by index like folders.
 
     <root>/train-000000.tar ...   members <id>.meta.json, <id>.render_0000.webp ...: the files of the orbits' folders
     <root>/shards.tsv             the index: id, shard, offset and length in bytes of the orbit's members

@@ -1,1 +1,1 @@
-"""Meshes to orbits; nothing else of the package imports it."""
+"""Meshes to orbits. Only the commands import it."""

@@ -1,4 +1,4 @@
-"""Lists of 3D assets: a folder, a list, a csv file or a zip catalogue; and what is found in them."""
+"""Finds 3D assets in a folder, a list, a csv file or a zip catalogue."""
 
 from __future__ import annotations
 

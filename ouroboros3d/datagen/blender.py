@@ -1,10 +1,10 @@
-"""Pictures of assets by Blender's path tracer Cycles, through the wheel `bpy` (`pip install "ouroboros3d[blender]"`).
+"""Renders assets with Blender's path tracer Cycles, through the wheel `bpy` (`pip install "ouroboros3d[blender]"`).
 
-The wheel wants one Python version (bpy 4.5: 3.11) and, on Debian and Ubuntu, the packages libx11-6 libxrender1
+The wheel needs one Python version (bpy 4.5: 3.11) and, on Debian and Ubuntu, the packages libx11-6 libxrender1
 libxfixes3 libxi6 libxext6 libxkbcommon0 libsm6 libice6 libgl1, though no display. World, cameras and normalisation are
 those of raycast.py: Blender imports the asset, make_surface fits its triangles, and Cycles sees them where they
 then are. The sky is as bright towards each side as the light backend's, but here objects shade themselves and shine.
-Blender keeps one scene a process: opening a BlenderScene ends the one before.
+Blender has one scene per process: opening a BlenderScene ends the previous one.
 """
 
 from __future__ import annotations

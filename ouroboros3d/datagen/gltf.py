@@ -1,7 +1,7 @@
 """Reads glTF 2.0 (.gltf, .glb): static geometry, base colour and emitted light.
 
-"3.6.2" and the like are sections of the glTF 2.0 specification. What an extension defines that is not known here is
-refused if the file requires it, else reported.
+"3.6.2" and the like are sections of the glTF 2.0 specification. Unknown extensions are refused if the
+file requires them, otherwise reported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The numbers of a glTF 2.0 file: its JSON tree, buffers, views and accessors, packed or not.
+"""Reads a glTF 2.0 file's JSON tree, buffers, views and accessors, compressed or not.
 
 "3.6.2" and the like are sections of the glTF 2.0 specification.
 """

@@ -1,7 +1,7 @@
 """Checks of orbits on disk (the format of data/orbits.py).
 
-A problem is what training must not see: the orbit is not good. A degenerate orbit is sound, but its object is hardly
-worth learning from; it is named and stays good. Both are texts "kind: what exactly".
+An orbit with a problem must not be trained on. A degenerate orbit is valid, but its object is hardly worth learning
+from; it is reported and stays in the good lists. Both are texts "kind: details".
 """
 
 from __future__ import annotations

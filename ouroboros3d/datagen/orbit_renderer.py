@@ -1,7 +1,7 @@
-"""From assets to orbits on disk: what scripts/render_orbits.py and scripts/render_eval.py have in common.
+"""From assets to orbits on disk: shared by scripts/render_orbits.py and scripts/render_eval.py.
 
-An orbit's folder appears when it is complete. Assets are rendered by processes of their own; one that fails, or takes
-its process down, is reported and the others go on. A disk that is full or read-only ends the run.
+An orbit's folder appears when it is complete. Assets are rendered in worker processes; one that fails or crashes its
+process is reported, and the others continue. A full or read-only disk ends the run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pictures that a mesh file names: found, decoded, reduced; with a reason where that fails."""
+"""Finds, decodes and reduces the pictures that a mesh file names, or says why not."""
 
 from __future__ import annotations
 

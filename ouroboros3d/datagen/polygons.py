@@ -1,4 +1,4 @@
-"""Polygons cut into triangles inside their outline."""
+"""Triangulates polygons, concave ones too."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Random objects without end, put together from simple solids, for training beside modelled ones.
+"""Random objects made of simple solids, to train on beside modelled ones.
 
-An object is a function of (seed, number). Most are symmetric and stand like furniture, many are loudly
-coloured: a small model learns from them where surfaces are, and that colours are copied from the input.
+An object depends only on (seed, number). Most are symmetric and stand like furniture, and many have strong colours: a
+small model learns from them where surfaces are, and to copy colours from the input.
 """
 
 from __future__ import annotations

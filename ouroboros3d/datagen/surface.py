@@ -1,4 +1,4 @@
-"""Triangles with materials, normalised: what every mesh reader makes and every backend renders."""
+"""Normalised triangles with materials, made by every mesh reader and rendered by every backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Assets worked on by processes of their own: one that fails, or takes its process down, is an outcome like others."""
+"""Processes assets in worker processes; a failure or a crash is one of the outcomes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What choosing among candidates without the truth gains, on held-out objects: samples and tables.
+"""How much choosing among candidates without the truth gains, on held-out objects: samples and tables.
 
-A row is one sample at one step of the loop: where it started, the parts of its score there, and the PSNR that its
-finished 3D has at novel views.
+A row is one sample at one step of the loop: its seed and elevation, its scores at that step, and the PSNR of its
+finished 3D at novel views.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scores of a model on held-out orbits: the loop from one view, and the reconstructor alone on true views.
 
 `Evaluator` scores every orbit with its extra cameras and baselines (examples.py), `evaluate` runs it over a list,
-resumable (results.py) and on several processes. docs/evaluation.md defines every column.
+resumable (result_folder.py) and on several processes. docs/evaluation.md defines every column.
 Shapes: B batch, V views. Pictures are compared on [0, 1].
 """
 

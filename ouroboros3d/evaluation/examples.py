@@ -1,4 +1,4 @@
-"""Orbits as an evaluation sees them: one input, true pictures at several cameras, and baselines that cost nothing.
+"""Evaluation examples from orbits: one input, true pictures at several cameras, and simple baselines.
 
 Shapes: V views. Pictures are on [0, 1]. docs/evaluation.md says what each set of cameras is for.
 """

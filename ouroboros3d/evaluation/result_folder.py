@@ -1,4 +1,4 @@
-"""The folder of an evaluation: its table as it grows, a picture an orbit, and a grid of the extremes."""
+"""The folder of an evaluation: its growing table, one picture per orbit, and a grid of the best, median and worst."""
 
 from __future__ import annotations
 

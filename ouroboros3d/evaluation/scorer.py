@@ -1,4 +1,4 @@
-"""The scorer of validation and evaluation: what the loop and the reconstructor make, against true pictures.
+"""Scores the loop's and the reconstructor's results against true pictures, for validation and evaluation.
 
 Shapes: B objects, V views. Pictures are compared on [0, 1].
 """

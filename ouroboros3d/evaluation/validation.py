@@ -1,4 +1,4 @@
-"""What a training run looks at on the way: a few fixed objects, from fixed noise.
+"""Validation during training: a few fixed objects, from fixed noise.
 
 Shapes: B objects, V views. Pictures are compared on [0, 1].
 """

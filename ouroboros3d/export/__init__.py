@@ -1,4 +1,4 @@
-"""What viewers and other tools read: one writer per file format, found by the file's suffix.
+"""Files for viewers and other tools: one writer per format, chosen by the file's ending.
 
     save(object3d, "chair.glb", **options)
 

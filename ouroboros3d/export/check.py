@@ -1,4 +1,4 @@
-"""Does a file show the object? Every format is reopened by a reader that is not its writer, and compared in dB.
+"""Checks that files show the object: reopens every format with another reader and compares, in dB.
 
 Splats and meshes are rendered from cameras that no fit has used; videos are compared with the frames they were made of.
 The PSNR is over pictures in [0, 1] on white.

@@ -1,4 +1,4 @@
-"""One generated object with everything that its exports show.
+"""One generated object with everything that its exports need.
 
 Shapes: V views, H = W pixels, pictures in [0, 1].
 """

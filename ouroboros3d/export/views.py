@@ -1,4 +1,4 @@
-"""Cameras all around an object, for fitting a mesh to its Gaussians and for comparing files with them."""
+"""Cameras around an object, for fitting a mesh to its Gaussians and for checking files."""
 
 from __future__ import annotations
 

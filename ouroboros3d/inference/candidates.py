@@ -1,8 +1,8 @@
 """Better objects from the same model: several samples of one picture, scored without the truth.
 
-A good sample's 3D looks like the input picture from the input's camera (reprojection). That its renders look like the
-views it was made from (agreement, the recursion's own aim, Sec. 3.3) sounds as good, but told nothing where it was
-measured: docs/inference.md has the figures.
+The score is reprojection: how well the 3D, rendered at the input's camera, matches the input picture. The agreement
+between renders and generated views (the recursion's own aim, Sec. 3.3) was measured too and did not help to choose:
+docs/inference.md has the figures.
 Shapes: B candidates, V views; pictures in [-1, 1] or [0, 1] as said.
 """
 

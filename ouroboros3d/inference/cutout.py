@@ -1,4 +1,4 @@
-"""Objects out of their backgrounds: which alpha channels are masks, what is dust, and who cuts out the rest.
+"""Cuts objects out of their backgrounds: which alpha channels are masks, what is dust, which network cuts out.
 
 Masks are boolean [H, W] arrays.
 """

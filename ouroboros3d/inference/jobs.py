@@ -1,6 +1,6 @@
-"""Which pictures to turn into objects, what their results are called, and which are finished.
+"""Finds the pictures of a run, names their results, and skips finished ones.
 
-Needs no torch, so that wrong arguments are refused at once.
+Does not import torch, so wrong arguments are refused at once.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""From pictures to results: the loop on each picture, and what is left of it in one folder.
+"""Runs the loop on each picture and writes the results to one folder.
 
     <name>_input.png   what the networks see of the picture
-    <name>.png         the generated views, four a row
+    <name>.png         the generated views, four per row
     <name>.ply ...     the object in every format that was asked for, see ouroboros3d.export
-    <name>_steps.png, <name>_steps/   with `save_steps`: how it came about
-    <name>.json        what made it: picture, settings, seed, elevation, seconds
+    <name>_steps.png, <name>_steps/   with `save_steps`: every step
+    <name>.json        picture hash, settings, seed, elevation, seconds
 
 The results of a picture appear together, when all of them are complete, or not at all.
 """

@@ -1,7 +1,7 @@
 """What is added to the diffusion U-Net's features: camera rays and feedback maps (Sec. 3.1 and 3.3).
 
-Both are computed outside the U-Net's forward, so that a sampling run pays for its camera rays once and for its
-feedback maps once a step, not once per guidance half.
+Both are computed outside the U-Net's forward, so that a sampling run encodes camera rays once and
+feedback maps once per step, not once per guidance half.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What frozen encoders made of pictures, remembered: in training they see the same views again and again."""
+"""Caches the outputs of the frozen encoders, which see the same views many times in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that wait in the CPU's memory and move to the GPU while they work: the full model on small cards."""
+"""Keeps networks in CPU memory and moves each to the GPU while it runs, for the full model on small cards."""
 
 from __future__ import annotations
 

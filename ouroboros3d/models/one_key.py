@@ -1,4 +1,4 @@
-"""Cross-attention to the single token of the condition image, without the work that cannot matter.
+"""Cross-attention to the single token of the condition image, without computing queries and keys.
 
 SVD's U-Net attends to one CLIP token. The softmax over one key is 1 whatever the query, so attention is the linear
 map `to_out(to_v(token))`, the same for every query; `norm2`, `to_q` and `to_k` act on nothing and get gradients of 0.

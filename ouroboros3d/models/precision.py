@@ -1,4 +1,4 @@
-"""What stays float32 where networks run in half precision."""
+"""Keeps some parts in float32 when networks run in half precision."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Weights in and out: the release's two files, LGM's public weights, and the small model's frozen parts.
 
 A checkpoint folder holds `mv_model_unet` (U-Net, adapters, ray encoders) and `recon_model` (LGM) as plain state
-dicts, .safetensors or .pth; beside them, optionally, `vae` and `image_encoder`. The other layout is diffusers', a
-folder a part (`save_diffusers`); what reads a checkpoint folder reads both.
+dicts, .safetensors or .pth; beside them, optionally, `vae` and `image_encoder`. The other layout is diffusers', one
+folder per part (`save_diffusers`). Everything that reads a checkpoint folder reads both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The numbers of splatting, and the small differences between the kernels that matter here.
+"""The constants of splatting, and how the kernels differ.
 
 All follow 3D Gaussian Splatting (Kerbl et al. 2023): a blur is added to the diagonal of the projected
 covariance Sigma'; a contribution alpha = min(max_alpha, opacity exp(-d^T Sigma'^-1 d / 2)) below 1/255 is

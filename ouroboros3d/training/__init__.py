@@ -1,1 +1,1 @@
-"""The training loop and everything a run leaves behind."""
+"""The training loop, its checkpoints and logs."""

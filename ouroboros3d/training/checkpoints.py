@@ -1,4 +1,4 @@
-"""What a run leaves to go on from: checkpoint folders, what may change between two starts of a run, and its lock."""
+"""Checkpoint folders, what may change when a run is resumed, and the lock of a run."""
 
 from __future__ import annotations
 

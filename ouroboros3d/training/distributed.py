@@ -1,4 +1,4 @@
-"""What accelerate's plugins (configs/accelerate/) have to be told, and what does not go together with them."""
+"""Settings that accelerate's plugins (configs/accelerate/) need, and combinations that are refused."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a run takes, found without running it: parameters, memory, samples, data, folder.
+"""The plan of a run, without running it: parameters, memory, samples, data, folder.
 
-The networks are made of tensors that have shapes and no values (FakeTensorMode). One whole joint step of the full-size
-model is followed on them in seconds, forward and backward, counting the bytes of every tensor that is alive.
+The networks have tensors with shapes but no values (FakeTensorMode). One whole joint step of the full-size model is
+traced on them in seconds, forward and backward, and the bytes of all live tensors are counted.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tables of the memory that training and the loop need (the command: scripts/memory_table.py).
 
-Nothing is allocated: one joint step of the whole model is followed on tensors without values (dry_run.py, needs.py).
+Nothing is allocated: one joint step of the whole model is traced on tensors without values (dry_run.py, needs.py).
 """
 
 from __future__ import annotations

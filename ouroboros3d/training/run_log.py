@@ -1,4 +1,4 @@
-"""What a run tells while it trains: losses, speed and memory, scores and pictures."""
+"""The log of a run: losses, speed and memory, scores and pictures."""
 
 from __future__ import annotations
 

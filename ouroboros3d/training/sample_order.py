@@ -1,4 +1,4 @@
-"""Which samples make which step: a function of the seed alone, whatever the number of processes."""
+"""Which samples make which step: depends only on the seed, not on the number of processes."""
 
 from __future__ import annotations
 
