@@ -24,8 +24,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_checkpoint()
     parser.add_device()
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to answer on; 0.0.0.0 is every network (default: %(default)s)")
-    add("--port", type=int, default=7860, help="1 to 65535 (default: %(default)s)")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all networks (default: %(default)s)")
+    add("--port", type=int, default=7860, help="port, 1 to 65535 (default: %(default)s)")
     add("--limit_mb", type=int, default=20, help="largest upload in megabytes (default: %(default)s)")
     add("--open", action="store_true", help="open a browser")
     options = parser.parse_args(arguments)

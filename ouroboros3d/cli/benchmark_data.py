@@ -25,7 +25,12 @@ def main(arguments: list[str]) -> None:
     add("--size", type=int, default=512, help="pixels per side (default: %(default)s)")
     add("--batch_size", type=int, default=4, help="examples per batch (default: %(default)s)")
     add("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of workers to time (default: 0 1 2)")
-    add("--cache", choices=("none", "memory", "disk"), default="none", help="see data.cache (default: %(default)s)")
+    add(
+        "--cache",
+        choices=("none", "memory", "disk"),
+        default="none",
+        help="cache of decoded views, see data.cache (default: %(default)s)",
+    )
     add("--cache_dir", help="folder of the cache (default: <root>/.cache)")
     add("--seconds", type=float, default=10.0, help="seconds per measurement (default: %(default)s)")
     add("--links", type=int, default=0, metavar="N", help="read a list of N links to the orbits of ROOT")

@@ -16,8 +16,16 @@ from ouroboros3d.errors import UserError
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
     sizes = ["512@64", "4096@64", "16384@128", "65536@512"]
-    parser.add_argument("--sizes", nargs="+", default=sizes, metavar="N@PIXELS", help="default: " + " ".join(sizes))
-    parser.add_argument("--backends", nargs="+", choices=["cpu", "dense", "gsplat"], help="default: all there are")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=sizes,
+        metavar="N@PIXELS",
+        help="Gaussians and pixels per side (default: " + " ".join(sizes) + ")",
+    )
+    parser.add_argument(
+        "--backends", nargs="+", choices=["cpu", "dense", "gsplat"], help="default: all that are installed"
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="for each number (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:

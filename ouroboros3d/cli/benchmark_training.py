@@ -21,12 +21,12 @@ from ouroboros3d.config.loading import load_config
 
 def main(arguments: list[str]) -> None:
     parser = ConfigParser(__doc__, "configs/small/joint.yaml")
-    parser.add_argument("--weights", metavar="FOLDER", help="a checkpoint to start from")
+    parser.add_argument("--weights", metavar="FOLDER", help="checkpoint to start from (default: random weights)")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="kinds of steps (default: the first three)")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--cpu_time", action="store_true", help="seconds of work, not of the clock")
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per row (default: %(default)s)")
+    parser.add_argument("--cpu_time", action="store_true", help="measure CPU seconds instead of wall time")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if available")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
     options = parser.parse_args(arguments)
     load_config(options.config, options.overrides)  # refuses a bad one before seconds of imports
     say_loading()

@@ -54,10 +54,14 @@ class Line:
 def main(arguments: list[str]) -> int:
     parser = ConfigParser(__doc__, "configs/baseline.yaml")
     parser.add_argument("--ckpt", "--checkpoint", default=HUB_ID, help="hub id, folder or file (default: %(default)s)")
-    parser.add_argument("--orbits", required=True, metavar="FOLDER", help="what scripts/render_eval.py wrote")
-    parser.add_argument("--list", default="test.txt", help="in that folder (default: %(default)s)")
-    parser.add_argument("--objects", type=int, default=0, help="spread evenly over the list (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("runs/release"), help="(default: %(default)s)")
+    parser.add_argument("--orbits", required=True, metavar="FOLDER", help="output folder of scripts/render_eval.py")
+    parser.add_argument("--list", default="test.txt", help="list of ids in the --orbits folder (default: %(default)s)")
+    parser.add_argument(
+        "--objects", type=int, default=0, help="number of objects, spread evenly over the list (default: all)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/release"), help="folder for the results (default: %(default)s)"
+    )
     parser.add_device()
     options = parser.parse_args(arguments)
     paths = [f"model.pretrained.checkpoint={options.ckpt}", f"data.root={options.orbits}", f"data.val={options.list}"]

@@ -21,16 +21,26 @@ from ouroboros3d.files import write_json
 
 def main(arguments: list[str]) -> None:
     parser = ConfigParser(__doc__)
-    parser.add_argument("--list", dest="data.val", default="test.txt", help="in data.root (default: %(default)s)")
-    parser.add_argument("--objects", type=int, default=0, help="spread evenly over the list (default: all)")
-    parser.add_argument("--every_orbit", action="store_true", help="look from each orbit of an object, not one")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the sampling noise (default: 0)")
-    parser.add_argument("--batch", type=int, default=4, help="orbits at a time (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder for tables and pictures")
-    parser.add_argument("--compare", type=Path, metavar="CSV", help="another run's objects.csv: paired differences")
-    parser.add_argument("--points", type=Path, metavar="FOLDER", help="with <id>/points.npz: Chamfer, F-score")
-    parser.add_argument("--no_baselines", action="store_true")
-    parser.add_device("sampler.dtype, whose auto is float32 here")
+    parser.add_argument(
+        "--list", dest="data.val", default="test.txt", help="list of ids in data.root (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--objects", type=int, default=0, help="number of objects, spread evenly over the list (default: all)"
+    )
+    parser.add_argument(
+        "--every_orbit", action="store_true", help="use every orbit of an object as input, not only the first"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the sampling noise (default: 0)")
+    parser.add_argument("--batch", type=int, default=4, help="orbits per batch (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder for tables and pictures (default: none are written)")
+    parser.add_argument(
+        "--compare", type=Path, metavar="CSV", help="objects.csv of another run, for paired differences"
+    )
+    parser.add_argument(
+        "--points", type=Path, metavar="FOLDER", help="folder with <id>/points.npz, for Chamfer distance and F-score"
+    )
+    parser.add_argument("--no_baselines", action="store_true", help="leave out the baselines")
+    parser.add_device("sampler.dtype; here auto means float32")
     options = parser.parse_args(arguments)
     if min(options.objects, *options.seeds) < 0 or options.batch < 1:
         raise UserError("--objects and --seeds must not be negative, --batch at least 1")

@@ -24,10 +24,15 @@ def main(arguments: list[str]) -> None:
     parser = ConfigParser(__doc__)
     parser.add_checkpoint()
     add = parser.add_argument
-    add("--out", metavar="FOLDER", required=True)
+    add("--out", metavar="FOLDER", required=True, help="output folder")
     add("--layout", choices=("diffusers", "release"), default="diffusers", help="(default: %(default)s)")
-    add("--trained", metavar="PATH", help="a training checkpoint: its folder or file of weights")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    add("--trained", metavar="PATH", help="training checkpoint: its folder or its file of weights")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="of the files (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     config = load_config(options.config, options.overrides)
     check_writable_dir(options.out)

@@ -46,28 +46,39 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     inputs = "pictures, folders of pictures, quoted patterns, or .txt lists with one picture per line"
     add("--input_img", "--input", nargs="+", required=True, metavar="FILE", help=inputs)
-    add("--output_dir", "--output", default="outputs", metavar="FOLDER", help="(default: %(default)s)")
+    add(
+        "--output_dir",
+        "--output",
+        default="outputs",
+        metavar="FOLDER",
+        help="folder for the results (default: %(default)s)",
+    )
     add("--elevation", type=elevation, help="degrees the camera looks down, or auto (default: the config's, 0)")
     seed = "seed of the noise, at least 0 (default: the config's, 0)"
     add("--seed", dest="sampler.seed", type=int, metavar="SEED", help=seed)
     steps = "denoising steps, at least 1 (default: the config's, 5 of the small model)"
     add("--steps", "--num_inference_steps", dest="sampler.steps", type=int, metavar="N", help=steps)
-    candidates = "samples from N seeds, of which the best is finished (default: %(default)s)"
+    candidates = "number of seeds to try; only the best is finished (default: %(default)s)"
     add("--candidates", type=count, default=1, metavar="N", help=candidates)
     presets = ("exact", "fast", "draft")
-    add("--preset", dest="sampler.preset", choices=presets, help="the same as sampler.preset=, docs/performance.md")
+    add(
+        "--preset",
+        dest="sampler.preset",
+        choices=presets,
+        help="speed against quality, see docs/performance.md (default: the config's, exact)",
+    )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--no_remove_bg", action="store_true", help="take opaque pictures as they are")
-    white = "product photos: cut out by their white background"
+    how.add_argument("--no_remove_bg", action="store_true", help="do not cut opaque pictures out")
+    white = "for product photos: remove the white background"
     how.add_argument("--white_background", action="store_true", help=white)
     margin = "empty margin around the object, as a share of the picture from 0 to 1 (default: %(default)s)"
     add("--border", type=border, default=0.2, help=margin)
     formats = f"any of {', '.join(FORMATS)} (default: {' '.join(DEFAULT_FORMATS)})"
     add("--formats", nargs="+", default=list(DEFAULT_FORMATS), metavar="FORMAT", help=formats)
-    add("--html", action="store_true", help="also <name>.html, a page to turn the object of every step in")
-    add("--up", choices=("y", "-y", "z", "-z"), help="up in exported files (default: what viewers of the format take)")
-    add("--raw", action="store_true", help=".ply: the release's file, neither turned nor with unit quaternions")
-    add("--save_steps", action="store_true", help="also write what every step of the loop made")
+    add("--html", action="store_true", help="also write <name>.html, an interactive page of every step")
+    add("--up", choices=("y", "-y", "z", "-z"), help="up axis in exported files (default: the one that viewers expect)")
+    add("--raw", action="store_true", help=".ply: write the release's file, not rotated, quaternions not normalised")
+    add("--save_steps", action="store_true", help="also write the pictures of every step")
     add("--summary", action="store_true", help="write index.html, a page of all pictures and their objects")
     add("--overwrite", action="store_true", help="make finished pictures again")
     return parser.parse_args(arguments)

@@ -32,10 +32,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = ConfigParser(__doc__)
     add = parser.add_argument
     add("--input_img", type=Path, default=locate("testset/armchair.webp"), metavar="FILE")
-    add("--elevation", type=float, default=12.0, help="of the input, degrees (default: %(default)s)")
-    add("--steps", type=int, default=15, help="of the loop (default: %(default)s)")
-    add("--out", type=Path, default=locate("docs"), metavar="FOLDER", help="default: docs")
-    add("--no_app", action="store_true", help="no picture of the app")
+    add("--elevation", type=float, default=12.0, help="degrees the camera looks down (default: %(default)s)")
+    add("--steps", type=int, default=15, help="steps of the loop (default: %(default)s)")
+    add("--out", type=Path, default=locate("docs"), metavar="FOLDER", help="output folder (default: docs)")
+    add("--no_app", action="store_true", help="make no picture of the app")
     return parser.parse_args(arguments)
 
 

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     add("--out", type=Path, required=True, help="folder for the shards")
     add("--lists", nargs="+", metavar="FILE", help="in ROOT (default: train.txt, val.txt, test.txt, if not empty)")
     add("--per_shard", type=int, default=256, help="orbits per shard (default: %(default)s)")
-    add("--workers", type=int, default=0, help="worker processes; 0: none (default: %(default)s)")
+    add("--workers", type=int, default=0, help="worker processes; 0: work in this process (default: %(default)s)")
     options = parser.parse_args(arguments)
     from ouroboros3d.data.shard_writer import make_shards
 

@@ -20,11 +20,19 @@ from ouroboros3d.files import check_writable_dir, write_csv, write_lines
 
 def main(arguments: list[str]) -> None:
     parser = ConfigParser(__doc__)
-    parser.add_argument("--list", dest="data.val", default="test.txt", help="in data.root (default: %(default)s)")
-    parser.add_argument("--objects", type=int, default=0, help="spread evenly over the list; 0 = all (default: 0)")
-    parser.add_argument("--candidates", type=int, default=4, help="seeds per object; 0 = none (default: %(default)s)")
-    parser.add_argument("--elevations", type=int, default=4, help="per object; 0 = none (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/candidates"), help="default: %(default)s")
+    parser.add_argument(
+        "--list", dest="data.val", default="test.txt", help="list of ids in data.root (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--objects", type=int, default=0, help="number of objects, spread evenly over the list; 0: all (default: 0)"
+    )
+    parser.add_argument("--candidates", type=int, default=4, help="seeds per object; 0: none (default: %(default)s)")
+    parser.add_argument(
+        "--elevations", type=int, default=4, help="elevations per object; 0: none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/candidates"), help="folder for the results (default: %(default)s)"
+    )
     parser.add_device(dtype=None)
     options = parser.parse_args(arguments)
     if min(options.objects, options.candidates, options.elevations) < 0:

@@ -16,9 +16,11 @@ from ouroboros3d.config.loading import load_config
 
 def main(arguments: list[str]) -> None:
     parser = ConfigParser(__doc__, "configs/mv/svd_lgm_rgb_ccm_lvis.yaml")
-    parser.add_argument("--processes", type=int, default=8, help="(default: %(default)s)")
-    parser.add_argument("--inference", action="store_true", help="of the loop, per option, instead of training")
-    parser.add_argument("--measure", action="store_true", help="run one real step of the configuration on the GPU")
+    parser.add_argument("--processes", type=int, default=8, help="number of processes (default: %(default)s)")
+    parser.add_argument("--inference", action="store_true", help="memory of the inference loop instead of training")
+    parser.add_argument(
+        "--measure", action="store_true", help="run a real step on the GPU and compare it with the estimate"
+    )
     options = parser.parse_args(arguments)
     config = load_config(options.config, options.overrides)
     say_loading()

@@ -44,12 +44,12 @@ class Parser(argparse.ArgumentParser):
 
 
 class ConfigParser(Parser):
-    """Of a command with a configuration: --config and, wherever they stand, `key=value` arguments."""
+    """For commands with a configuration: takes --config and, anywhere, `key=value` arguments."""
 
     def __init__(self, description: str | None, config: str | None = SMALL_CONFIG, flag: str = "--config") -> None:
         """`config` is the default of --config; None has none."""
         super().__init__(description)
-        known = f"configuration (default: {config})" if config else "configuration"
+        known = f"configuration file (default: {config})" if config else "configuration file"
         self.add_argument(flag, default=config, required=config is None, metavar="YAML", help=known)
 
     def add_checkpoint(self, help: str = "weights (default: the config's)", **options: Any) -> None:
@@ -57,11 +57,11 @@ class ConfigParser(Parser):
         self.add_argument("--ckpt", "--checkpoint", dest=dest, metavar="FOLDER", help=help, **options)
 
     def add_device(self, dtype: str | None = "fp16 on cuda, else float32") -> None:
-        """--device, which is checked, and --dtype, where `dtype` says what it is without one."""
-        known = "cpu, cuda, cuda:<number> or mps (default: cuda where there is one, else cpu)"
+        """Adds --device, which is checked, and --dtype, whose default `dtype` describes; None adds no --dtype."""
+        known = "cpu, cuda, cuda:<number> or mps (default: cuda if available, else cpu)"
         self.add_argument("--device", type=check_device_name, help=known)
         if dtype is not None:
-            self.add_argument("--dtype", choices=DTYPE_NAMES, help=f"of the networks (default: {dtype})")
+            self.add_argument("--dtype", choices=DTYPE_NAMES, help=f"precision of the networks (default: {dtype})")
 
     def parse_args(self, args: Sequence[str]) -> argparse.Namespace:
         """The options, and in `overrides` the key=value arguments, behind them those that options stand for: whose

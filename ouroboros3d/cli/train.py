@@ -6,6 +6,7 @@
 
 Writes checkpoints/, validation/, metrics.jsonl, export/ and best/ (weights for inference.py) to `train.output_dir`.
 The same command resumes. docs/training.md has launchers, memory and every switch.
+The same command resumes. docs/training.md has launchers, memory and every switch.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from ouroboros3d.files import check_writable_dir
 
 def main(arguments: list[str]) -> int:
     parser = ConfigParser(__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what the machine has")
-    parser.add_argument("--dry_run", action="store_true", help="print the plan of the run; run and write nothing")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if available")
+    parser.add_argument("--dry_run", action="store_true", help="print the plan of the run; train and write nothing")
     parser.add_argument("--resume", dest="train.resume", metavar="auto|never|FOLDER", help="as train.resume=")
     options = parser.parse_args(arguments)
     config = load_config(options.config, options.overrides)

@@ -21,8 +21,13 @@ from ouroboros3d.config.loading import load_config
 
 def main(arguments: list[str]) -> None:
     parser = ConfigParser(__doc__, config=None)
-    parser.add_argument("part", choices=("vae", "image_encoder", "tiny_decoder"))
-    parser.add_argument("--orbits", type=int, default=32, help="the tiny decoder learns from (default: %(default)s)")
+    parser.add_argument("part", choices=("vae", "image_encoder", "tiny_decoder"), help="what to train")
+    parser.add_argument(
+        "--orbits",
+        type=int,
+        default=32,
+        help="number of orbits that the tiny decoder learns from (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     load_config(options.config, options.overrides)  # refuses a bad one before seconds of imports
     say_loading()

@@ -30,7 +30,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("root", type=Path, help="folder of the orbits and lists")
     add("--out", type=Path, help="folder for the results (default: ROOT/validation)")
-    add("--lists", nargs="+", metavar="FILE", help="in ROOT (default: those of train.txt, val.txt, test.txt)")
+    add("--lists", nargs="+", metavar="FILE", help="lists in ROOT (default: train.txt, val.txt, test.txt, if present)")
     add("--frames", type=int, default=16, help="views per orbit, at least 3 (default: %(default)s)")
     add("--size", type=int, help="pixels per side that pictures must have (default: the most common size)")
     add("--drop_degenerate", action="store_true", help="count degenerate orbits as bad")
