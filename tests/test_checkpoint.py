@@ -141,13 +141,10 @@ class TestRoundTrip:
         folders = {path.name for path in (tmp_path / "new").iterdir() if path.is_dir()}
         assert folders == {name for name in index if not name.startswith("_")}
 
-    def test_diffusers_layout_without_a_part(self, release, make_config, tmp_path):
+    def test_diffusers_layout_in_half_precision(self, release, make_config, tmp_path):
         save_diffusers(tmp_path, release, euler_schedule(make_config().sampler.scheduler, 3), torch.float16)
-        path = tmp_path / "lgm" / "diffusion_pytorch_model.safetensors"
-        assert {v.dtype for v in read_state(path).values()} == {torch.float16}
-        path.unlink()
-        with refused("has no weights in lgm/"):
-            load_checkpoint(tmp_path, release)
+        state = read_state(tmp_path / "lgm" / "diffusion_pytorch_model.safetensors")
+        assert {v.dtype for v in state.values()} == {torch.float16}
 
     def test_files_hold_the_releases_names_and_say_that_they_are_pytorch_s(self, release, tmp_path):
         save_checkpoint(tmp_path, release)
@@ -156,14 +153,6 @@ class TestRoundTrip:
         names = read_state(tmp_path / "mv_model_unet.safetensors").keys()
         assert "cond_encoder.1.body.5.block2.weight" in names and "cond_encoder.0.body.2.in_conv.weight" in names
         assert not any("resnets" in name for name in names if name.startswith("cond_encoder"))
-
-    def test_half_precision_is_loaded_into_float32(self, release, make_models, tmp_path):
-        save_checkpoint(tmp_path, release, dtype=torch.float16)
-        assert read_state(tmp_path / "recon_model.safetensors")["conv.weight"].dtype == torch.float16
-        other = make_models(seed=1)
-        load_checkpoint(tmp_path, other)
-        assert other.lgm.conv.weight.dtype == torch.float32
-        assert torch.equal(other.lgm.conv.weight, release.lgm.conv.weight.half().float())
 
     def test_a_state_dict_in_a_lightning_file_is_found(self, tmp_path):
         torch.save({"state_dict": {"a": torch.ones(2)}, "epoch": 3}, tmp_path / "a.pth")
@@ -364,7 +353,7 @@ class TestWhereWeightsLie:
             raise OSError("no connection\nand more")
 
         hub.snapshot_download = fail
-        with refused(r"the hub did not answer \(no connection and more\)"):
+        with refused(r"owner/model: .*\(no connection and more\)"):
             find_checkpoint("owner/model")
 
     def test_a_run_that_trained_one_network_is_refused(self, networks, release, tmp_path):

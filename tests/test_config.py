@@ -272,22 +272,10 @@ class TestValues:
         assert text.startswith("sampler.feedback = ['rgb', 'ccm']") and "['rgb']" in text
 
     def test_valid_extremes_are_accepted(self):
-        config = load_config(
-            None,
-            [
-                "sampler.steps=1",
-                "sampler.feedback=[]",
-                "objective.dropout=0",
-                "objective.feedback_probability=1",
-                "objective.extra_views=0",
-                "objective.freeze=[unet,rays]",
-                "model.conventions.decode_chunk=0",
-                "train.ema_decay=0",
-                "cameras.num_views=16",
-                "turntable.step=360",
-            ],
-        )
-        assert config.sampler.feedback == []
+        extremes = "sampler.steps=1 sampler.feedback=[] objective.dropout=0 objective.feedback_probability=1"
+        extremes += " objective.extra_views=0 objective.freeze=[unet,rays] model.conventions.decode_chunk=0"
+        extremes += " train.ema_decay=0 cameras.num_views=16 turntable.step=360"
+        assert load_config(None, extremes.split()).sampler.feedback == []
 
 
 def test_a_small_valid_config_can_be_built(make_config):

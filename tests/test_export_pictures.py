@@ -131,7 +131,7 @@ def test_convert_takes_the_elevation_that_the_ply_names(object3d, tmp_path):
     [
         (["a.ply", "--to", "fbx"], ["fbx: not a known format", "splat"]),
         (["a.ply", "--to", "ply"], ["would overwrite the input", "--out"]),
-        (["none.ply", "--to", "splat"], ["none.ply", "No such file"]),
+        (["none.ply", "--to", "splat"], ["none.ply: no such file"]),
         (["a.ply", "--to", "gif", "--frames", "0"], ["frames lie in 1"]),
     ],
 )

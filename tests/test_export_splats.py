@@ -193,6 +193,7 @@ MESH = "ply\nformat ascii 1.0\nelement vertex 1\n" + "".join(f"property float {a
         (lambda data: f"{MESH}end_header\n0 0 0\n".encode(), "is not a 3D Gaussian .ply"),
         (lambda data: data[:-30], "is not a 3D Gaussian .ply"),
         (lambda data: b"\xff\x00 nothing of the kind", "is not a 3D Gaussian .ply"),
+        (lambda data: b"", "is not a 3D Gaussian .ply"),
         (lambda data: data[:-4] + struct.pack("<f", math.nan), "1 of its 300 Gaussians hold NaN"),
         (
             lambda data: data.replace(b"element vertex 300", b"element vertex 10000000"),
@@ -200,7 +201,7 @@ MESH = "ply\nformat ascii 1.0\nelement vertex 1\n" + "".join(f"property float {a
         ),
         (None, "No such file"),
     ],
-    ids=["mesh", "truncated", "text", "NaN", "many", "missing"],
+    ids=["mesh", "truncated", "text", "empty", "NaN", "many", "missing"],
 )
 def test_a_bad_ply_is_named_in_one_line(object3d, tmp_path, change, words):
     path = tmp_path / "bad.ply"

@@ -112,17 +112,8 @@ def test_inference(trained, tmp_path):
 
     picture = trained / "orbits" / "object_0" / "render_0000.webp"
     arguments = ["--config", str(trained / "mine.yaml"), "--ckpt", str(trained / "run" / "export"), "--device", "cpu"]
-    main(
-        [
-            *arguments,
-            "--input_img",
-            str(picture),
-            "--output_dir",
-            str(tmp_path),
-            "turntable.size=32",
-            "turntable.step=90",
-        ]
-    )
+    arguments += ["--input_img", str(picture), "--output_dir", str(tmp_path), "turntable.size=32", "turntable.step=90"]
+    main(arguments)
     assert {".png", ".ply", ".mp4"} <= {path.suffix for path in tmp_path.iterdir()}
 
 

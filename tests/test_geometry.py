@@ -85,12 +85,6 @@ class TestCameras:
 
 
 class TestFrameIndices:
-    def test_release_includes_the_last_frame(self):
-        assert frame_indices(16, 8) == [0, 2, 4, 6, 8, 10, 12, 15]
-
-    def test_even_takes_every_second(self):
-        assert frame_indices(16, 8, "even") == [0, 2, 4, 6, 8, 10, 12, 14]
-
     def test_bad_requests(self):
         with pytest.raises(ValueError, match="9 views of an orbit of 8"):
             frame_indices(8, 9)

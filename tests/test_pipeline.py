@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import photos
 import pytest
 import torch
 from PIL import Image
@@ -42,12 +43,7 @@ def pipe(make_config, make_models) -> Ouroboros3DPipeline:
 
 @pytest.fixture(scope="module")
 def toys() -> list[Image.Image]:
-    pictures = []
-    for colour, box in (((200, 60, 40, 255), (8, 4, 30, 26)), ((20, 160, 90, 255), (2, 4, 38, 20))):
-        toy = Image.new("RGBA", (40, 30))
-        toy.paste(colour, box)
-        pictures.append(toy)
-    return pictures
+    return [photos.toy(), photos.cut_out(40, 30, (2, 4, 38, 20), (20, 160, 90))]
 
 
 def test_importing_the_package_is_light_and_the_pipeline_comes_on_demand():
@@ -248,13 +244,6 @@ def test_a_hub_id_is_fetched_once_and_a_missing_folder_never(pipe, tmp_path, mon
     for source in (tmp_path / "none", "./none", "none", str(tmp_path / "none")):
         with pytest.raises(CheckpointError, match="no such checkpoint folder"):
             Ouroboros3DPipeline.from_pretrained(source, device="cpu")
-
-    def offline(name):
-        raise ConnectionError("no route\nto the host")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"somebody/model: .*\(no route to the host\)"):
-        Ouroboros3DPipeline.from_pretrained("somebody/model", device="cpu")
     assert len(asked) == 1
 
 
