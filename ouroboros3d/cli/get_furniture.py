@@ -142,10 +142,7 @@ def variant_group(entry: Entry) -> str:
     Same catalogue and creator, and the same name up to numbers, or one of FAMILIES in the name.
     """
     name = re.sub(r"[\W\d_]+", " ", entry.name.lower()).strip()
-    for family in FAMILIES:
-        if f" {family} " in f" {name} ":
-            name = family
-            break
+    name = next((family for family in FAMILIES if f" {family} " in f" {name} "), name)
     return f"{entry.catalogue}/{entry.creator}/{name}"
 
 
@@ -158,19 +155,13 @@ def choose_splits(entries: list[Entry]) -> dict[str, str]:
     groups = defaultdict(list)
     for entry in entries:
         groups[variant_group(entry)].append(entry.id)
-    order = sorted(groups, key=lambda g: hashlib.sha256(g.encode()).hexdigest())
     splits = {}
-    counts = {"test": 0, "val": 0}
-    limits = {"test": TEST_OBJECTS, "val": VALIDATION_OBJECTS}
-    for group in order:
-        ids = groups[group]
-        split = "train"
-        for candidate, limit in limits.items():
-            if len(ids) <= 8 and counts[candidate] + len(ids) <= limit:
-                split = candidate
-                counts[candidate] += len(ids)
-                break
-        splits.update({i: split for i in ids})
+    room = {"test": TEST_OBJECTS, "val": VALIDATION_OBJECTS, "train": len(entries)}
+    for group in sorted(groups, key=lambda g: hashlib.sha256(g.encode()).hexdigest()):
+        count = len(groups[group])
+        split = next(s for s in room if count <= room[s] and (count <= 8 or s == "train"))
+        room[split] -= count
+        splits |= dict.fromkeys(groups[group], split)
     return splits
 
 
@@ -217,18 +208,10 @@ def read_catalogue(folder: Path) -> list[Entry]:
     entries = []
     for _, r in sorted(records.items()):
         stem = re.sub(r"[^A-Za-z0-9]+", "-", r["id"].split("#")[-1]).strip("-").lower()
-        entries.append(
-            Entry(
-                f"{folder.name.lower()}_{stem}",
-                r["name"],
-                r["category"],
-                r["creator"],
-                folder.name,
-                r["model"].lstrip("/"),
-                (float(r["width"]), float(r["depth"]), float(r["height"])),
-                float(r.get("modelRotation", _IDENTITY).split()[4]) > 0.99,
-            )
-        )
+        name, model = f"{folder.name.lower()}_{stem}", r["model"].lstrip("/")
+        size = (float(r["width"]), float(r["depth"]), float(r["height"]))
+        upright = float(r.get("modelRotation", _IDENTITY).split()[4]) > 0.99
+        entries.append(Entry(name, r["name"], r["category"], r["creator"], folder.name, model, size, upright))
     return entries
 
 
@@ -259,10 +242,11 @@ def select(out: Path) -> tuple[list[dict[str, str]], int]:
 
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the models and lists")
-    parser.add_argument("--deb", type=Path, help=f"a downloaded {PACKAGE} package (default: apt-get download)")
-    parser.add_argument("--choose", action="store_true", help="make furniture_split.csv again (minutes)")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes for --choose (default: %(default)s)")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder for the models and lists")
+    add("--deb", type=Path, help=f"a downloaded {PACKAGE} package (default: apt-get download)")
+    add("--choose", action="store_true", help="make furniture_split.csv again (minutes)")
+    add("--workers", type=int, default=2, help="worker processes for --choose (default: %(default)s)")
     args = parser.parse_args(arguments)
     models = args.out / "models"
     try:

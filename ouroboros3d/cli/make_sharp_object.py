@@ -38,11 +38,7 @@ def sharp_object(seed: int, count: int):
     from ouroboros3d.gaussians import Gaussians
 
     surface, rng = random_object(seed, 1), np.random.default_rng(0)
-    areas = surface.face_areas()
-    face = rng.choice(len(areas), count, p=areas / areas.sum())
-    u, v = rng.random((2, count))
-    u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
-    weights = np.stack([1 - u - v, u, v], axis=1)
+    face, weights = surface.spread(count, rng)
     corners = surface.vertices[surface.faces[face]]
     along = corners[:, 1] - corners[:, 0]
     along /= np.linalg.norm(along, axis=1, keepdims=True)
@@ -50,7 +46,7 @@ def sharp_object(seed: int, count: int):
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-12
     y_up = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0.0]])  # the mesh is z-up
     axes = y_up @ np.stack([along, np.cross(normal, along), normal], axis=2)
-    radius = 0.8 * np.sqrt(areas.sum() / count)
+    radius = 0.8 * np.sqrt(surface.face_areas().sum() / count)
     scales = np.tile([radius, radius, 0.1 * radius], (count, 1))
     rgb = surface.rgba(face, weights)[:, :3]
     quats = rotation_to_quaternion(torch.from_numpy(axes))

@@ -14,11 +14,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, one_line
 from ouroboros3d.files import read_lines, read_table
 
 SPLITS = ("train", "val", "test")
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".fbx")
+_HIDDEN = (".", "__MACOSX")
 ZIP_SUFFIXES = (".zip", ".sh3f")
 MAX_RATIO, MIN_BOMB = 100, 1_000_000_000  # of a zip file: meshes shrink to a fifth, textures hardly; bytes
 
@@ -92,10 +93,9 @@ def open_assets(path: Path, split: str = "") -> Iterator[list[Asset]]:
             else:
                 assets = _in_list(path)
         except (OSError, UnicodeError, csv.Error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-            if isinstance(error, UserError):
-                raise
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise UserError(f"{path}: cannot be read ({reason}); give a folder, zip, list or csv file") from error
+            raise UserError(
+                f"{path}: cannot be read ({one_line(error)}); give a folder, zip, list or csv file"
+            ) from error
         yield _checked(path, [replace(asset, split=asset.split or split) for asset in assets])
 
 
@@ -119,23 +119,17 @@ def hold_out(assets: list[Asset], share: float) -> list[Asset]:
 
 def _in_folder(folder: Path) -> list[Asset]:
     """Meshes below a folder; one that cannot be opened becomes an asset, so that it is among the failures."""
-    found, waiting = [], [folder]
-    while waiting:
-        path = waiting.pop()
-        try:
-            entries = list(os.scandir(path))
-        except OSError:
-            if path == folder:
-                raise
-            found.append(path)
-            continue
-        for entry in entries:
-            if entry.name.startswith((".", "__MACOSX")):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                waiting.append(path / entry.name)
-            elif Path(entry.name).suffix.lower() in MESH_SUFFIXES and os.path.isfile(entry.path):
-                found.append(path / entry.name)
+    found: list[Path] = []
+
+    def unreadable(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise error
+        found.append(Path(error.filename))
+
+    for path, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
+        meshes = [Path(path, name) for name in files if not name.startswith(_HIDDEN)]
+        found += [mesh for mesh in meshes if mesh.suffix.lower() in MESH_SUFFIXES and mesh.is_file()]
     names = [path.relative_to(folder) for path in sorted(found)]
     return [Asset(_asset_id(name), "", folder / name, source=name.as_posix()) for name in names]
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ouroboros3d.camera_defaults import FOV
-from ouroboros3d.errors import UserError
+from ouroboros3d.errors import UserError, one_line
 
 from .assets import AssetError, Findings
 from .meshes import READERS, Z_UP
@@ -174,7 +174,7 @@ def _import(path: Path, up: str) -> None:
             case suffix:
                 raise AssetError(f"{path}: Blender reads no {suffix or 'file without a suffix'}; try --backend light")
     except RuntimeError as error:
-        raise AssetError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise AssetError(f"{path}: cannot be read ({one_line(error)})") from error
     matrix = Matrix(turn.tolist()).to_4x4()
     for thing in bpy.context.scene.objects:
         if thing.parent is None:
@@ -306,11 +306,8 @@ def _add_sky() -> None:
     world = bpy.data.worlds.new("sky")
     world.use_nodes = True
     nodes, links = world.node_tree.nodes, world.node_tree.links
-    direction, toward, strength = (
-        nodes.new("ShaderNodeTexCoord"),
-        nodes.new("ShaderNodeVectorMath"),
-        nodes.new("ShaderNodeMath"),
-    )
+    direction = nodes.new("ShaderNodeTexCoord")
+    toward, strength = nodes.new("ShaderNodeVectorMath"), nodes.new("ShaderNodeMath")
     toward.operation, strength.operation = "DOT_PRODUCT", "MULTIPLY_ADD"
     toward.inputs[1].default_value = SKY_DIRECTION.tolist()
     strength.inputs[1].default_value = strength.inputs[2].default_value = _SKY
@@ -357,9 +354,8 @@ def _enable_gpu() -> None:
         except TypeError:  # not in this build
             continue
         preferences.get_devices()
-        devices = [d for d in preferences.devices if d.type == kind]
-        if devices:
-            for d in preferences.devices:
-                d.use = d.type == kind
+        for device in preferences.devices:
+            device.use = device.type == kind
+        if any(device.use for device in preferences.devices):
             return
     raise UserError("Cycles finds no GPU here; choose --device cpu")

@@ -17,7 +17,8 @@ import numpy as np
 from .assets import AssetError, Findings, Unsupported
 from .gltf_buffers import COMPRESSED, Buffers, data_uri, extensions_in, normalized, parse
 from .pictures import PictureError, Pictures, optional
-from .surface import Material, Part, Texture, check_count, to_linear, to_srgb
+from .polygons import strip
+from .surface import Material, Part, Texture, check_count, to_srgb
 
 WRAPS = {10497: "repeat", 33071: "clamp", 33648: "mirror"}
 NEAREST = 9728
@@ -31,15 +32,10 @@ RENDERED |= {"EXT_mesh_gpu_instancing"}
 SHINE = "anisotropy clearcoat diffuse_transmission dispersion ior iridescence sheen specular transmission volume"
 SHINE = {f"KHR_materials_{name}" for name in SHINE.split()}
 # What changes no picture: lights and cameras of the file's own, other states, facts about the file.
-UNSEEN = {
-    "KHR_lights_punctual",
-    "EXT_lights_image_based",
-    "KHR_materials_variants",
-    "KHR_animation_pointer",
-    "MSFT_lod",
-}
+UNSEEN = {"KHR_lights_punctual", "EXT_lights_image_based", "KHR_materials_variants", "KHR_animation_pointer"}
 UNSEEN |= {"KHR_xmp_json_ld", "KHR_xmp", "EXT_mesh_features", "EXT_structural_metadata", "KHR_node_selectability"}
-UNSEEN |= {"KHR_node_hoverability", "KHR_audio_emitter", "KHR_interactivity", "KHR_physics_rigid_bodies"}
+UNSEEN |= {"KHR_node_hoverability", "KHR_audio_emitter", "KHR_interactivity", "KHR_physics_rigid_bodies", "MSFT_lod"}
+UNCHANGED = {"translation": (0.0, 0, 0), "rotation": (0.0, 0, 0, 1), "scale": (1.0, 1, 1)}
 
 
 def read_gltf(path: Path, pictures: Pictures, findings: Findings, max_faces: int | None) -> list[Part]:
@@ -144,11 +140,8 @@ class _Reader:
         """The matrices [n, 4, 4] of EXT_mesh_gpu_instancing."""
         count = min(self.tree["accessors"][index]["count"] for index in attributes.values())
         check_count(count, self.max_faces)
-        move, turn, scale = (
-            self.accessor(attributes[key])[:count] if key in attributes else np.tile(default, (count, 1))
-            for key, default in (("TRANSLATION", (0.0, 0, 0)), ("ROTATION", (0.0, 0, 0, 1)), ("SCALE", (1.0, 1, 1)))
-        )
-        return _transforms(move, turn, scale)
+        given = {key.lower(): self.accessor(index)[:count] for key, index in attributes.items()}
+        return _transforms(*(given.get(key, np.tile(same, (count, 1))) for key, same in UNCHANGED.items()))
 
     def _joints(self, skin: int) -> np.ndarray:
         """Matrices [joints, 4, 4] from a skin's bind pose to the scene (3.7.3.1)."""
@@ -246,8 +239,8 @@ class _Reader:
         if mode != "OPAQUE":
             self.findings.met(f"alpha mode {mode}")
         base = self._texture(pbr.get("baseColorTexture" if old is None else "diffuseTexture"), attributes, label)
-        if base is not None and (factor != 1).any():
-            base = Texture(_tinted(base.pixels, factor), base.uv, base.wrap, base.nearest)
+        if base is not None:
+            base = base.times(factor, linear=True)
         emission = np.array(data.get("emissiveFactor", (0, 0, 0)), float)
         emission *= more.get("KHR_materials_emissive_strength", {}).get("emissiveStrength", 1.0)
         glow = self._texture(data.get("emissiveTexture"), attributes, label) if emission.any() else None
@@ -319,8 +312,7 @@ def _local(node: dict) -> np.ndarray:
     """A node's own matrix [4, 4] (3.5.3)."""
     if "matrix" in node:
         return np.array(node["matrix"], float).reshape(4, 4).T
-    parts = (("translation", (0, 0, 0)), ("rotation", (0, 0, 0, 1)), ("scale", (1, 1, 1)))
-    return _transforms(*(np.array(node.get(key, default), float)[None] for key, default in parts))[0]
+    return _transforms(*(np.array([node.get(key, same)], float) for key, same in UNCHANGED.items()))[0]
 
 
 def _transforms(move: np.ndarray, turn: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -340,17 +332,7 @@ def _triangles(indices: np.ndarray, kind: str) -> np.ndarray:
     indices = indices.astype(int)
     if kind == "triangles":
         return indices[: len(indices) // 3 * 3].reshape(-1, 3)
+    if kind == "triangle strips":
+        return strip(indices)
     k = np.arange(max(0, len(indices) - 2))
-    if kind == "triangle fans":
-        return np.stack([indices[k + 1], indices[k + 2], indices[k * 0]], -1)
-    return np.stack([indices[k], indices[k + 1 + k % 2], indices[k + 2 - k % 2]], -1)
-
-
-def _tinted(pixels: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """A picture times a factor [4] of light intensities and opacity."""
-    out = np.empty_like(pixels)
-    table = np.arange(256) / 255
-    for k in range(4):
-        values = table * factor[3] if k == 3 else to_srgb(to_linear(table) * factor[k])
-        out[..., k] = (values * 255).round().clip(0, 255).astype(np.uint8)[pixels[..., k]]
-    return out
+    return np.stack([indices[k + 1], indices[k + 2], indices[k * 0]], -1)

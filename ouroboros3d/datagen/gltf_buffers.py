@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .assets import AssetError, Findings, Unsupported
-from .pictures import check_local, find_file, optional
+from .pictures import find_file, is_address, optional
 
 TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
@@ -34,9 +34,21 @@ class _Numbered(list):
 
 
 def parse(data: bytes) -> tuple[dict[str, Any], bytes | None]:
-    """The JSON tree, and the binary chunk of a .glb file."""
-    text, chunk = _chunks(data)
-    tree = json.loads(text.decode("utf-8-sig"))
+    """The JSON tree of a .gltf or .glb file, and the latter's binary chunk."""
+    chunk = None
+    if data.startswith(b"glTF"):
+        version, length = struct.unpack("<II", data[4:12])
+        if version != 2:
+            raise Unsupported("glTF 1.0", "is not read; only glTF 2.0 is")
+        if length > len(data):
+            raise AssetError(f"is cut short: {len(data):,} of {length:,} bytes")
+        chunks, at = {}, 12
+        while at + 8 <= length:
+            size, kind = struct.unpack("<II", data[at : at + 8])
+            chunks.setdefault(kind, data[at + 8 : at + 8 + size])
+            at += 8 + size
+        data, chunk = chunks[0x4E4F534A], chunks.get(0x004E4942)
+    tree = json.loads(data.decode("utf-8-sig"))
     return {key: _Numbered(value) if isinstance(value, list) else value for key, value in tree.items()}, chunk
 
 
@@ -53,23 +65,6 @@ def extensions_in(tree: Any) -> set[str]:
     return found
 
 
-def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
-    """The JSON text of a .gltf or .glb file, and the latter's binary chunk."""
-    if not data.startswith(b"glTF"):
-        return data, None
-    version, length = struct.unpack("<II", data[4:12])
-    if version != 2:
-        raise Unsupported("glTF 1.0", "is not read; only glTF 2.0 is")
-    if length > len(data):
-        raise AssetError(f"is cut short: {len(data):,} of {length:,} bytes")
-    chunks, at = {}, 12
-    while at + 8 <= length:
-        size, kind = struct.unpack("<II", data[at : at + 8])
-        chunks.setdefault(kind, data[at + 8 : at + 8 + size])
-        at += 8 + size
-    return chunks[0x4E4F534A], chunks.get(0x004E4942)
-
-
 class Buffers:
     """The buffers of one file. `accessor(i)`, `view(i)` and `buffer(i)` are read once; indices are the file's."""
 
@@ -83,22 +78,26 @@ class Buffers:
         dtype, width, count = np.dtype(TYPES[data["componentType"]]), WIDTHS[data["type"]], data["count"]
         if not 0 <= count * width <= MAX_VALUES:
             raise AssetError(f"accessor {index} claims {count:,} elements")
+        values = np.zeros((count, width), dtype)
         if "bufferView" in data:
-            stride = self.tree["bufferViews"][data["bufferView"]].get("byteStride")
-            offset = data.get("byteOffset", 0)
-            values = _elements(self.view(data["bufferView"]), dtype, count, width, offset, stride, index)
-        else:
-            values = np.zeros((count, width), dtype)
+            values = self._elements(index, data, dtype, count, width)
         if "sparse" in data:
             self.findings.met("sparse accessors")
             sparse, values = data["sparse"], values.copy()
-            where, what = sparse["indices"], sparse["values"]
-            type_ = np.dtype(TYPES[where["componentType"]])
-            at = (where.get("byteOffset", 0), what.get("byteOffset", 0))
-            places = _elements(self.view(where["bufferView"]), type_, sparse["count"], 1, at[0], None, index)
-            new = _elements(self.view(what["bufferView"]), dtype, sparse["count"], width, at[1], None, index)
-            values[places[:, 0]] = new
+            kind = np.dtype(TYPES[sparse["indices"]["componentType"]])
+            places = self._elements(index, sparse["indices"], kind, sparse["count"], 1)
+            values[places[:, 0]] = self._elements(index, sparse["values"], dtype, sparse["count"], width)
         return normalized(values, data.get("normalized"))
+
+    def _elements(self, index: int, where: dict, dtype: np.dtype, count: int, width: int) -> np.ndarray:
+        """[count, width] of accessor `index`, at a place in a buffer view. Raises AssetError if that is too short."""
+        view, offset = self.view(where["bufferView"]), where.get("byteOffset", 0)
+        size = width * dtype.itemsize
+        stride = self.tree["bufferViews"][where["bufferView"]].get("byteStride") or size
+        if count and offset + (count - 1) * stride + size > len(view):
+            text = f"accessor {index} of {count:,} elements ends behind its {len(view):,} bytes"
+            raise AssetError(f"is cut short: {text}")
+        return np.ndarray((count, width), dtype, view, offset, (stride, dtype.itemsize))
 
     def _view(self, index: int) -> bytes:
         data = self.tree["bufferViews"][index]
@@ -131,19 +130,12 @@ class Buffers:
             return self.chunk
         if uri.startswith("data:"):
             return data_uri(uri)
-        check_local(uri)
+        if is_address(uri):
+            raise AssetError(f"'{uri[:80]}' is an address; nothing is fetched")
         path = find_file(self.path.parent, urllib.parse.unquote(uri))
         if path is None:
             raise AssetError(f"buffer '{uri}' is missing, or not in the file's own folder")
         return path.read_bytes()
-
-
-def _elements(view: bytes, dtype, count: int, width: int, offset: int, stride: int | None, index: int) -> np.ndarray:
-    """[count, width] out of a buffer view. Raises AssetError if it is too short."""
-    stride = stride or width * dtype.itemsize
-    if count and offset + (count - 1) * stride + width * dtype.itemsize > len(view):
-        raise AssetError(f"is cut short: accessor {index} of {count:,} elements ends behind its {len(view):,} bytes")
-    return np.ndarray((count, width), dtype, view, offset, (stride, dtype.itemsize))
 
 
 def normalized(values: np.ndarray, normalized: bool | None) -> np.ndarray:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ouroboros3d.errors import one_line
+
 from .assets import AssetError, Findings, Unsupported
 from .gltf import read_gltf
 from .obj import read_obj
@@ -44,14 +46,12 @@ def load_surface(
     try:
         if not path.is_file():
             raise AssetError("no such file")
-        read = READERS.get(path.suffix.lower())
-        if read is None:
-            raise Unsupported(
-                path.suffix[1:].lower() or "this format", "is not read by the light backend; try --backend blender"
-            )
+        suffix = path.suffix.lower()
+        if suffix not in READERS:
+            raise Unsupported(suffix[1:] or "this format", "is not read by the light backend; try --backend blender")
         if path.stat().st_size > MAX_BYTES:
             raise AssetError(f"has more than {MAX_BYTES:,} bytes")
-        parts = read(path, Pictures(path, max_texture), findings, max_faces)
+        parts = READERS[suffix](path, Pictures(path, max_texture), findings, max_faces)
         turn = np.eye(4)
         turn[:3, :3] = Z_UP[up]
         return make_surface([part.moved(turn) for part in parts], radius, max_faces)
@@ -63,5 +63,4 @@ def load_surface(
     except (OSError, MemoryError):
         raise
     except Exception as error:  # what a file that breaks its format's rules makes of the readers
-        reason = " ".join(str(error).split())[:200]
-        raise AssetError(f"{path}: cannot be read ({type(error).__name__}: {reason})") from error
+        raise AssetError(f"{path}: cannot be read ({type(error).__name__}: {one_line(error)})") from error

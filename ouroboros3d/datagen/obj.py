@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +24,22 @@ _LAYOUTS = [  # of faces: numbers per corner, and what the line looks like
     for numbers, corner in ((3, rb"\d+/\d+/\d+"), (2, rb"\d+/\d+"), (3, rb"\d+//\d+"), (1, rb"\d+"))
 ]
 _OPTION = re.compile(r"-(\w+)\s+")
-_NUMBERS = re.compile(r"(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s+){1,3}")
+_NUMBERS = r"(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s+){1,3}"
+_VALUES = {"mm": r"\S+\s+\S+\s+", **dict.fromkeys("ost", _NUMBERS)}
 
 
 def read_obj(path: Path, pictures: Pictures, findings: Findings, max_faces: int | None) -> list[Part]:
     """The parts of a file, one or two per material. Raises AssetError."""
-    lines = _sort_lines(path.read_bytes(), findings)
-    vertices, uv, normals = lines.table("v", 3), lines.table("vt", 1), lines.table("vn", 3)
-    if len(vertices) and vertices.shape[1] == 4:
-        vertices = vertices[:, :3]  # a weight, which only free-form surfaces use
-    library = _read_libraries(path, lines.libraries, findings)
+    rows, faces, libraries = _sort_lines(path.read_bytes(), findings)
+    vertices, uv, normals = (_table(rows[key], key, least) for key, least in (("v", 3), ("vt", 1), ("vn", 3)))
+    counts = len(vertices), len(uv), len(normals)
+    library = _read_libraries(path, libraries, findings)
     parts, count = [], 0
-    for name, groups in lines.faces.items():
-        corners = np.concatenate(
-            [_corners(*group, vertices, (len(vertices), len(uv), len(normals))) for group in groups]
-        )
+    for name, groups in faces.items():
+        corners = np.concatenate([_corners(lines, *kind, vertices, counts) for kind, lines in groups.items()])
         count += len(corners)
         check_count(count, max_faces)
-        material = _find_material(name, library, lines.libraries, findings)
+        material = _find_material(name, library, libraries, findings)
         textured = (corners[..., 1] >= 0).all(1)
         for chosen in (corners[textured], corners[~textured]):
             if len(chosen):
@@ -49,32 +47,8 @@ def read_obj(path: Path, pictures: Pictures, findings: Findings, max_faces: int 
     return parts
 
 
-@dataclass
-class _Lines:
-    """Lines of a file by what they define; faces by material: pairs of the lines and their layout."""
-
-    rows: dict[str, list[bytes]]
-    faces: dict[str, list[tuple[list[bytes], int, int]]]
-    libraries: list[str]
-
-    def table(self, key: str, least: int) -> np.ndarray:
-        """The numbers of all lines of a kind [n, width]; missing ones are 1 for vertices (colours), else 0."""
-        lines = self.rows[key]
-        widths = np.fromiter((len(line.split()) for line in lines), int, len(lines))
-        if len(lines) and widths.min() < least:
-            raise AssetError(f"a line '{key}' has fewer than {least} numbers")
-        if len(lines) and np.ptp(widths):
-            width = widths.max()
-            fill = b" 1" if key == "v" else b" 0"
-            lines = [
-                b" ".join(line.split()[:3]) if n in (3, 4) else line for line, n in zip(lines, widths, strict=True)
-            ]
-            lines = [line + fill * (width - len(line.split())) for line in lines]
-        numbers = np.array(b" ".join(lines).split(), dtype="S").astype(float)
-        return numbers.reshape(len(lines), -1) if lines else np.zeros((0, 3))
-
-
-def _sort_lines(data: bytes, findings: Findings) -> _Lines:
+def _sort_lines(data: bytes, findings: Findings):
+    """What stands in the lines v, vt and vn; that of faces by material, and then by corners and layout; libraries."""
     rows, libraries, material = {"v": [], "vt": [], "vn": []}, [], ""
     faces: dict[str, dict[tuple[int, int], list[bytes]]] = defaultdict(lambda: defaultdict(list))
     strange: set[str] = set()
@@ -86,8 +60,7 @@ def _sort_lines(data: bytes, findings: Findings) -> _Lines:
     for line in data.splitlines():
         if b"#" in line and not line.lstrip().startswith((b"usemtl", b"mtllib")):  # names may hold one
             line = line.partition(b"#")[0]
-        key, *rest = line.split(None, 1)[:2] or (b"",)
-        rest = rest[0] if rest else b""
+        key, rest = (*line.split(None, 1), b"", b"")[:2]
         if key in (b"v", b"vt", b"vn"):
             rows[key.decode()].append(rest)
         elif key in (b"f", b"fo"):
@@ -109,7 +82,19 @@ def _sort_lines(data: bytes, findings: Findings) -> _Lines:
             strange.add(_text(key)[:20])
     for key in sorted(strange):
         findings.warn(f"statement '{key}' is not rendered", "other OBJ statements")
-    return _Lines(rows, {m: [(ls, *key) for key, ls in groups.items()] for m, groups in faces.items()}, libraries)
+    return rows, faces, libraries
+
+
+def _table(lines: list[bytes], key: str, least: int) -> np.ndarray:
+    """The numbers of lines of a kind [n, width]; missing ones are 1 for vertices (colours), else 0."""
+    rows = [line.split() for line in lines]
+    rows = [row[:3] if len(row) == 4 else row for row in rows]  # a weight, which only free-form surfaces use
+    if min(map(len, rows), default=least) < least:
+        raise AssetError(f"a line '{key}' has fewer than {least} numbers")
+    width = max(map(len, rows), default=3)
+    fill = [b"1" if key == "v" else b"0"] * width
+    numbers = [number for row in rows for number in row + fill[len(row) :]]
+    return np.array(numbers, dtype="S").astype(float).reshape(len(rows), width)
 
 
 def _layout(text: bytes, *counts: int) -> tuple[int, int, bytes]:
@@ -212,58 +197,42 @@ def _material(data: dict[str, str], label: str, uv: np.ndarray | None, pictures:
     opacity = float(np.clip(solid[0] if solid is not None else 1 - clear[0] if clear is not None else 1, 0, 1))
     base = _texture(data, "map_kd", label, uv, pictures, findings)
     if base is not None:
-        if kd is not None and (kd != 1).any() and kd.any():  # black would hide the picture: exporters write it unasked
-            table = np.arange(256)[:, None] * np.append(kd.clip(0, 1), 1)
-            pixels = np.stack([table.round().astype(np.uint8)[base.pixels[..., k], k] for k in range(4)], -1)
-            base = replace(base, pixels=pixels)
-        if opacity < 1:
-            base = replace(base, pixels=(base.pixels * [1, 1, 1, opacity]).round().astype(np.uint8))
+        factor = np.ones(3) if kd is None or not kd.any() else kd  # exporters write black unasked
+        base = base.times(np.append(factor.clip(0, 1), opacity))
     mask = _texture(data, "map_d", label, uv, pictures, findings)
     if mask is not None:
         findings.met("map_d")
         if base is not None:  # the opacity is the mask's alone
-            base = replace(
-                base,
-                pixels=np.concatenate([base.pixels[..., :3], np.full_like(base.pixels[..., 3:], 255 * opacity)], -1),
-            )
+            even = np.full_like(base.pixels[..., 3], 255 * opacity)
+            base = replace(base, pixels=np.dstack([base.pixels[..., :3], even]))
         if (mask.pixels[..., 3] == 255).all():
             grey = (mask.pixels[..., :3] @ [0.2126, 0.7152, 0.0722]).round().astype(np.uint8)
             mask = replace(mask, pixels=np.dstack([mask.pixels[..., :3], grey]))
     glow = _texture(data, "map_ke", label, uv, pictures, findings)
-    emission = np.ones(3) if glow is not None and (ke is None or not ke.any()) else ke
-    if emission is not None and emission.any():
+    if ke is None or not ke.any():
+        ke = None if glow is None else np.ones(3)
+    if ke is not None:
         findings.met("emission")
     colour = np.append(np.full(3, 0.7) if kd is None else kd.clip(0, 1), opacity)
-    light = to_linear(emission) if emission is not None and emission.any() else None
-    return Material(colour, base, mask, emission=light, glow=glow)
+    return Material(colour, base, mask, emission=None if ke is None else to_linear(ke), glow=glow)
 
 
 def _texture(data, key: str, label: str, uv: np.ndarray | None, pictures: Pictures, findings) -> Texture | None:
     """A map with its options; None, and a warning, if it is missing or broken."""
     if key not in data:
         return None
-    name, scale, offset, clamp = data[key], np.ones(2), np.zeros(2), False
-    gain = (0.0, 1.0)
+    options: dict[str, list[str]] = {}
+    name = data[key]
     while match := _OPTION.match(name):
         option, name = match[1].lower(), name[match.end() :]
-        values = re.match(r"\S+\s+\S+\s+" if option == "mm" else r"\S+\s+", name)
-        if option in ("o", "s", "t"):
-            values = _NUMBERS.match(name)
+        values = re.match(_VALUES.get(option, r"\S+\s+"), name)
         if values is None:
             break
-        given, name = values[0].split(), name[values.end() :]
-        if option == "s":
-            scale = np.array([float(x) for x in (*given, "1", "1")[:2]])
-        elif option == "o":
-            offset = np.array([float(x) for x in (*given, "0", "0")[:2]])
-        elif option == "mm":
-            gain = tuple(map(float, given))
-        elif option == "clamp":
-            clamp = given[0].lower() == "on"
-        elif option not in ("blendu", "blendv", "boost", "texres", "bm", "type"):
-            findings.warn(f"{label}: option -{option} of {key} is not supported", f"MTL -{option}")
+        options[option], name = values[0].split(), name[values.end() :]
         if option in ("s", "o", "mm", "clamp"):
             findings.met(f"MTL -{option}")
+        elif option not in ("blendu", "blendv", "boost", "texres", "bm", "type"):
+            findings.warn(f"{label}: option -{option} of {key} is not supported", f"MTL -{option}")
     name = name.strip().strip('"')
     if uv is None:
         findings.warn(f"{label}: some faces have no coordinates for its texture '{name}'", "missing coordinates")
@@ -271,12 +240,13 @@ def _texture(data, key: str, label: str, uv: np.ndarray | None, pictures: Pictur
     try:
         pixels = pictures.named(name)
     except PictureError as error:
-        text = str(error)
-        findings.warn(f"{label}: texture {text if name in text else f'{name!r} {text}'}", "missing textures")
+        findings.warn(f"{label}: texture {error}", "missing textures")
         return None
-    if gain != (0.0, 1.0):
-        rgb = (gain[0] * 255 + gain[1] * pixels[..., :3]).round().clip(0, 255).astype(np.uint8)
-        pixels = np.dstack([rgb, pixels[..., 3]])
+    if "mm" in options:
+        low, gain = map(float, options["mm"])
+        pixels = np.dstack([(low * 255 + gain * pixels[..., :3]).round().clip(0, 255).astype(np.uint8), pixels[..., 3]])
+    scale, offset = (np.array([*options.get(o, ()), same, same][:2], float) for o, same in (("s", 1), ("o", 0)))
+    clamp = options.get("clamp", [""])[0].lower() == "on"
     return Texture(pixels, uv * scale + offset, ("clamp",) * 2 if clamp else ("repeat",) * 2)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ouroboros3d import files
 from ouroboros3d.data.orbit_files import RIGID, DataError, first_names, read_depth, read_meta
+from ouroboros3d.errors import one_line
 
 MISSING = "missing: there is no such folder"
 SOURCE_HASHES = ("source_sha256", "sha256")  # keys of meta.json
@@ -190,8 +191,7 @@ def read_picture(path: Path) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # a decoder raises whatever it trips over
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DataError(f"{path}: cannot be read ({' '.join(reason.split())[:100]})") from error
+        raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
 def _check_depth(report: OrbitReport, path: Path, frames: int) -> None:

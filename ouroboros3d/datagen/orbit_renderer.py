@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,14 +27,14 @@ from tqdm import tqdm
 from ouroboros3d import __version__
 from ouroboros3d.camera_defaults import DISTANCE, FOV
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import atomic_path, check_writable_dir, staged, write_lines
+from ouroboros3d.files import check_writable_dir, staged, write_lines
 
 from .assets import OUTCOMES, SPLITS, Asset, AssetError, Findings, hold_out
 from .blender import BlenderScene
 from .meshes import load_surface
 from .procedural import random_object
 from .raycast import Raycaster, orbit_pose
-from .surface import OBJECT_RADIUS, Surface
+from .surface import OBJECT_RADIUS
 from .workers import Outcome, run_all
 
 FRAMES = 16
@@ -82,13 +82,7 @@ class Settings:
         return {key: asdict(self)[key] for key in keys}
 
 
-class Scene(Protocol):
-    """One normalised asset that can be looked at, whatever the backend. See Raycaster."""
-
-    surface: Surface
-
-    def render(self, c2w: np.ndarray, size: int, samples: int, fov: float) -> np.ndarray: ...
-    def depth(self, c2w: np.ndarray, size: int, fov: float) -> np.ndarray: ...
+Scene = Raycaster | BlenderScene  # one normalised asset that can be looked at
 
 
 def light_backend(asset: Asset, settings: Settings, findings: Findings) -> tuple[Scene, str]:
@@ -103,17 +97,8 @@ def light_backend(asset: Asset, settings: Settings, findings: Findings) -> tuple
 
 def blender_backend(asset: Asset, settings: Settings, findings: Findings) -> tuple[Scene, str]:
     """Cycles. Raises AssetError, and UserError where it cannot run."""
-    scene = BlenderScene(
-        asset.path,
-        settings.up,
-        settings.radius,
-        settings.max_faces,
-        settings.device,
-        settings.denoise,
-        settings.threads,
-        settings.seed,
-        findings,
-    )
+    names = ("up", "radius", "max_faces", "device", "denoise", "threads", "seed")
+    scene = BlenderScene(asset.path, findings=findings, **{name: getattr(settings, name) for name in names})
     return scene, scene.version
 
 
@@ -163,8 +148,6 @@ class OpenAsset:
             scene, renderer = BACKENDS[settings.backend](asset, settings, findings)
             digest = hashlib.sha256(asset.path.read_bytes()).hexdigest() if asset.path else None
         except OSError as error:
-            if isinstance(error, UserError):
-                raise
             raise AssetError(f"{asset.path}: {error.strerror or error}") from error
         surface = scene.surface
         meta = {
@@ -225,9 +208,8 @@ def render_asset(
     orbits = plan(asset, settings)
     longest = max(len(os.fsencode(orbit.name)) for orbit in orbits)
     if longest > MAX_NAME:
-        return Outcome(
-            asset, f"its id is too long: folders would have names of {longest} bytes, {MAX_NAME} is the most"
-        )
+        names = f"folders would have names of {longest} bytes, {MAX_NAME} is the most"
+        return Outcome(asset, f"its id is too long: {names}")
     missing = [orbit for orbit in orbits if not is_finished(settings.out / orbit.name)]
     if not missing:
         meta = _finished_meta(settings.out / orbits[0].name)
@@ -288,8 +270,7 @@ def prepare_out(settings: Settings, **more: Any) -> None:
         if changed:
             raise UserError(f"{path}: {', '.join(changed)}; take the same options again or another --out")
     else:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(now, indent=1) + "\n")
+        write_lines(path, [json.dumps(now, indent=1)])
 
 
 def write_lists(assets: list[Asset], settings: Settings, val_share: float) -> dict[str, int]:

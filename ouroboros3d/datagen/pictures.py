@@ -13,8 +13,6 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from .assets import AssetError
-
 MAX_PIXELS = 150_000_000  # 0.6 GB decoded; JPEG files of more are reduced as they are read
 _KTX2 = b"\xabKTX 20\xbb\r\n\x1a\n"
 
@@ -31,8 +29,11 @@ class Pictures:
         self._decoded: dict[object, np.ndarray | PictureError] = {}
 
     def named(self, name: str) -> np.ndarray:
-        """The picture that the asset calls `name`. Raises PictureError."""
-        return self.get(name, lambda: _read(self.asset, name))
+        """The picture that the asset calls `name`. Raises PictureError, which says the name."""
+        try:
+            return self.get(name, lambda: _read(self.asset, name))
+        except PictureError as error:
+            raise PictureError(f"'{name}' {error}") from error
 
     def get(self, key: object, data: Callable[[], bytes]) -> np.ndarray:
         """The picture of encoded `data`, which is asked for once. Raises PictureError."""
@@ -48,20 +49,20 @@ class Pictures:
 
 
 def _read(asset: Path, name: str) -> bytes:
-    check_local(name, PictureError)
+    if is_address(name):
+        raise PictureError("is an address; nothing is fetched")
     path = find_texture(asset, name)
     if path is None:
-        raise PictureError(f"'{name}' is missing")
+        raise PictureError("is missing")
     try:
         return path.read_bytes()
     except OSError as error:
-        raise PictureError(f"'{name}' cannot be read ({error.strerror})") from error
+        raise PictureError(f"cannot be read ({error.strerror})") from error
 
 
-def check_local(name: str, error: type[Exception] = AssetError) -> None:
-    """Refuses addresses: nothing is ever fetched."""
-    if re.match(r"[A-Za-z][\w+.-]+:(?!\\)", name):
-        raise error(f"'{name[:80]}' is an address; nothing is fetched")
+def is_address(name: str) -> bool:
+    """Whether a name is a URL, which is never fetched."""
+    return re.match(r"[A-Za-z][\w+.-]+:(?!\\)", name) is not None
 
 
 def find_file(folder: Path, name: str) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,12 @@ import numpy as np
 
 from .assets import AssetError, Findings, Unsupported
 from .pictures import PictureError, Pictures
-from .polygons import triangulate
+from .polygons import strip, triangulate
 from .surface import Material, Part, Texture
 
-PLY_TYPES = {
-    **dict.fromkeys(("char", "int8"), "i1"),
-    **dict.fromkeys(("uchar", "uint8"), "u1"),
-    **dict.fromkeys(("short", "int16"), "i2"),
-    **dict.fromkeys(("ushort", "uint16"), "u2"),
-    **dict.fromkeys(("int", "int32"), "i4"),
-    **dict.fromkeys(("uint", "uint32"), "u4"),
-    **dict.fromkeys(("float", "float32"), "f4"),
-    **dict.fromkeys(("double", "float64"), "f8"),
-}
+PLY_TYPES = {"char": "i1", "short": "i2", "int": "i4", "uchar": "u1", "ushort": "u2", "uint": "u4"}
+PLY_TYPES |= {"float": "f4", "double": "f8"}
+PLY_TYPES |= {np.dtype(kind).name: kind for kind in PLY_TYPES.values()}
 COLOURS = [("red", "green", "blue", "alpha"), ("diffuse_red", "diffuse_green", "diffuse_blue", "diffuse_alpha")]
 COLOURS += [("r", "g", "b", "a")]
 COORDINATES = [("s", "t"), ("u", "v"), ("texture_u", "texture_v"), ("texture_s", "texture_t")]
@@ -62,19 +54,14 @@ def read_ply(path: Path, pictures: Pictures, findings: Findings, _max_faces: int
     if textures and len(set(np.ravel(face.get("texnumber", 0)))) > 1:
         raise Unsupported("several textures", "in a PLY file are not supported")
     part = _painted(part, findings, "vertex colours" if of_faces is None else "face colours")
-    if textures:
-        part.material = _ply_texture(textures[0], uv, pictures, findings) or part.material
+    if textures and uv is None:
+        findings.warn(f"texture '{textures[0]}' has no coordinates", "missing textures")
+    elif textures:
+        try:
+            part.material = Material(base=Texture(pictures.named(textures[0]), uv))
+        except PictureError as error:
+            findings.warn(f"texture {error}", "missing textures")
     return [part]
-
-
-def _ply_texture(name: str, uv: np.ndarray | None, pictures: Pictures, findings: Findings) -> Material | None:
-    try:
-        if uv is None:
-            raise PictureError("has no coordinates")
-        return Material(base=Texture(pictures.named(name), uv))
-    except PictureError as error:
-        findings.warn(f"texture {error if name in str(error) else f'{name!r} {error}'}", "missing textures")
-        return None
 
 
 def _parse_ply(data: bytes, findings: Findings) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -111,10 +98,21 @@ class _Body:
         self.data = data if order else np.array(data.split(), dtype="S").astype(float).tobytes()
 
     def take(self, type_: str, count: int) -> np.ndarray:
-        type_ = self.order + type_ if self.order else "f8"
-        values = np.frombuffer(self.data, type_, count, self.at) if count else np.zeros(0, type_)
+        values = np.frombuffer(self.data, self.dtype(type_), count, self.at) if count else np.zeros(0)
         self.at += values.nbytes
         return values
+
+    def dtype(self, type_: str) -> str:
+        return self.order + type_ if self.order else "f8"
+
+    def row(self, properties: list[tuple[str, list[str]]]) -> list[np.ndarray]:
+        """The next row: arrays [k] of lists, [] of numbers."""
+        return [
+            self.take(types[-1], self.take(types[0], 1).astype(int)[0])
+            if len(types) == 2
+            else self.take(types[0], 1)[0]
+            for _, types in properties
+        ]
 
     def element(self, name: str, count: int, properties: list[tuple[str, list[str]]]) -> dict[str, Any]:
         """The columns of the next `count` rows: arrays [n], of lists [n, k] or lists of arrays.
@@ -124,32 +122,24 @@ class _Body:
             return {}
         try:
             start, first = self.at, self.row(properties)
-            fields = []
+            fields, lengths = [], {}
             for (key, types), values in zip(properties, first, strict=True):
-                fields += [(f"{key} size", self.order + types[0] if self.order else "f8")] if len(types) == 2 else []
-                fields += [(key, values.dtype, (len(values),) if len(types) == 2 else ())]
-            lists = [
-                (key, len(values)) for (key, types), values in zip(properties, first, strict=True) if len(types) == 2
-            ]
-            if len(self.data) - start >= count * (size := np.dtype(fields).itemsize) or not lists:
+                if len(types) == 2:
+                    lengths[key] = len(values)
+                    fields.append((f"{key} size", self.dtype(types[0])))
+                fields.append((key, self.dtype(types[-1]), values.shape))
+            size = count * np.dtype(fields).itemsize
+            if len(self.data) - start >= size or not lengths:  # enough, should all lists be as long as the first
                 table = np.frombuffer(self.data, fields, count, start)
-                if all((table[f"{key} size"] == length).all() for key, length in lists):
-                    self.at = start + count * size
+                if all((table[f"{key} size"] == length).all() for key, length in lengths.items()):
+                    self.at = start + size
                     return {key: table[key].astype(types[-1], copy=False) for key, types in properties}
             self.at = start
             columns = zip(*(self.row(properties) for _ in range(count)), strict=True)
         except ValueError as error:
             raise AssetError(_CUT.format(count, name)) from error
-        return {
-            key: list(column) if len(types) == 2 else np.concatenate(column).astype(types[0])
-            for (key, types), column in zip(properties, columns, strict=True)
-        }
-
-    def row(self, properties: list[tuple[str, list[str]]]) -> list[np.ndarray]:
-        """The next row; what is no list has one number."""
-        return [
-            self.take(types[-1], int(self.take(types[0], 1)[0]) if len(types) == 2 else 1) for _, types in properties
-        ]
+        named = zip(properties, columns, strict=True)
+        return {key: list(c) if key in lengths else np.array(c).astype(types[0]) for (key, types), c in named}
 
 
 def _columns(element: dict[str, Any], names: list[tuple[str, ...]]) -> np.ndarray | None:
@@ -164,34 +154,25 @@ def _ply_colours(element: dict[str, Any]) -> np.ndarray | None:
     """RGBA [n, 4] in [0, 1]: integers are shares of their type's range, or of 255 where that is too wide."""
     for names in COLOURS:
         if all(key in element for key in names[:3]):
-            columns = []
-            for key in names:
-                values = np.asarray(element.get(key, np.ones(len(element[names[0]]))))
-                if values.dtype.kind in "iu":
-                    values = values / {1: 255, 2: 65535}.get(values.itemsize, 255)
-                columns.append(values.astype(float))
-            colours = np.stack(columns, -1)
+            columns = [np.asarray(element.get(key, np.ones(len(element[names[0]])))) for key in names]
+            ranges = [(65535 if c.itemsize == 2 else 255) if c.dtype.kind in "iu" else 1 for c in columns]
+            colours = np.stack([c.astype(float) / most for c, most in zip(columns, ranges, strict=True)], -1)
             return (colours / (255 if len(colours) and colours[:, :3].max() > 1 else 1)).clip(0, 1)
     return None
 
 
 def _triangles(vertices: np.ndarray, polygons) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Triangles [t, 3] of polygons (an array [n, k] or a list of arrays), the polygon of each, and its corners."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    if isinstance(polygons, np.ndarray):
-        groups[polygons.shape[1]] = list(range(len(polygons)))
-    else:
-        for number, polygon in enumerate(polygons):
-            groups[len(polygon)].append(number)
+    alike = isinstance(polygons, np.ndarray)
+    sizes = np.full(len(polygons), polygons.shape[1]) if alike else np.array([len(p) for p in polygons], int)
     out = [(np.zeros((0, 3), int), np.zeros(0, int), np.zeros((0, 3), int))]
-    for size, numbers in groups.items():
-        if size < 3 or not numbers:
-            continue
-        index = np.asarray(polygons if isinstance(polygons, np.ndarray) else [polygons[n] for n in numbers]).astype(int)
+    for size in dict.fromkeys(sizes[sizes > 2].tolist()):
+        numbers = np.flatnonzero(sizes == size)
+        index = np.asarray(polygons if alike else [polygons[n] for n in numbers]).astype(int)
         if index.min() < 0 or index.max() >= len(vertices):
             raise AssetError(f"a face names vertex {index.max()}, outside the range of {len(vertices)} vertices")
         which, cut = triangulate(vertices[index])
-        out.append((index[which[:, None], cut], np.asarray(numbers)[which], cut))
+        out.append((index[which[:, None], cut], numbers[which], cut))
     return tuple(np.concatenate(x) for x in zip(*out, strict=True))
 
 
@@ -213,12 +194,8 @@ def _painted(part: Part, findings: Findings, kind: str) -> Part:
 
 def _strips(numbers: np.ndarray) -> np.ndarray:
     """Triangles [t, 3] of strips that are separated by -1."""
-    out = [np.zeros((0, 3), int)]
-    for strip in np.split(numbers, np.flatnonzero(numbers < 0)):
-        strip = strip[strip >= 0].astype(int)
-        k = np.arange(max(0, len(strip) - 2))
-        out.append(np.stack([strip[k], strip[k + 1 + k % 2], strip[k + 2 - k % 2]], -1))
-    return np.concatenate(out)
+    strips = np.split(numbers.astype(int), np.flatnonzero(numbers < 0))
+    return np.concatenate([strip(indices[indices >= 0]) for indices in strips])
 
 
 # ---------------------------------------------------------------- OFF
@@ -227,14 +204,13 @@ def _strips(numbers: np.ndarray) -> np.ndarray:
 def read_off(path: Path, _pictures: Pictures, findings: Findings, _max_faces: int | None) -> list[Part]:
     """The part of a .off file (Geomview's ASCII form). Raises AssetError."""
     text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("latin-1")
-    rows = [words for line in text.splitlines() if (words := line.partition("#")[0].split())]
-    kind = re.fullmatch(r"(ST)?(C)?(N)?(4)?(n)?OFF(.*)", rows[0][0] if rows else "")
+    text = re.sub("#.*", "", text).lstrip()
+    kind = re.match(r"(ST)?(C)?(N)?(4)?(n)?OFF", text)
     if not kind:
         raise AssetError("is no OFF file: it must begin with OFF")
-    if kind[5] or "BINARY" in rows[0]:
+    rows = [words for line in text[kind.end() :].splitlines() if (words := line.split())]
+    if kind[5] or rows[:1] == [["BINARY"]]:
         raise Unsupported("nOFF" if kind[5] else "binary OFF", "is not supported")
-    rest = [*([kind[6]] if kind[6] else []), *rows[0][1:]]
-    rows = ([rest] if rest else []) + rows[1:]
     try:
         count, faces = map(int, rows[0][:2])
     except (ValueError, IndexError) as error:
@@ -261,13 +237,12 @@ def read_off(path: Path, _pictures: Pictures, findings: Findings, _max_faces: in
     paints = [row[1 + len(polygon) :] for row, polygon in zip(rows, polygons, strict=True)]
     if any(len(paint) == 1 for paint in paints):
         findings.warn("colours by number in a colour map are not supported", "colour maps")
-    painted = [len(paint) in (3, 4) for paint in paints]
-    if tints is None and any(painted):
-        given = np.array(
-            [[*map(float, p), 1e9][:4] if ok else [1e9] * 4 for p, ok in zip(paints, painted, strict=True)]
+    painted = np.array([len(paint) in (3, 4) for paint in paints])
+    if tints is None and painted.any():
+        of_faces = np.full((len(paints), 4), [0.7, 0.7, 0.7, 1])
+        of_faces[painted] = _off_colours(
+            np.array([[*paint, np.nan][:4] for paint in paints if len(paint) in (3, 4)], float)
         )
-        of_faces = np.full((len(given), 4), [0.7, 0.7, 0.7, 1])
-        of_faces[painted] = _off_colours(np.where(given >= 1e9, np.nan, given)[painted])
         return [_painted(_apart(part, of_faces[which]), findings, "face colours")]
     return [_painted(part, findings, "vertex colours")]
 

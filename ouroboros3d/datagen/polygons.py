@@ -22,6 +22,12 @@ def triangulate(outlines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(which), np.concatenate(cut)
 
 
+def strip(indices: np.ndarray) -> np.ndarray:
+    """Triangles [t, 3] of a strip of indices [n]; every other one is turned round."""
+    k = np.arange(max(0, len(indices) - 2))
+    return np.stack([indices[k], indices[k + 1 + k % 2], indices[k + 2 - k % 2]], -1)
+
+
 def _normals(outlines: np.ndarray) -> np.ndarray:
     """Newell's normals [n, 3] of polygons [n, corners, 3], as long as twice their area."""
     centred = outlines - outlines[:, :1]

@@ -6,28 +6,19 @@ small model learns from them where surfaces are, and to copy colours from the in
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from .surface import OBJECT_RADIUS, Material, Part, Surface, Texture, make_surface
 
 _TEXTURE_SIZE = 64
+_ABOUT_X = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]])  # quarter turns
+_ABOUT_Y = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]])
 
 
 def random_object(seed: int, number: int, radius: float = OBJECT_RADIUS) -> Surface:
     """The procedural object `number` of the endless series `seed`, z up, inside the sphere of that radius."""
     rng = np.random.default_rng([seed, number])
-    layouts: list[Callable[[_Builder], None]] = [
-        _seat,
-        _table,
-        _lamp,
-        _vehicle,
-        _tower,
-        _cabinet,
-        _heap,
-        _heap,
-    ]
+    layouts = (_seat, _table, _lamp, _vehicle, _tower, _cabinet, _heap, _heap)
     builder = _Builder(rng)
     layouts[rng.integers(len(layouts))](builder)
     builder.turn(rng.uniform(0, 360))
@@ -57,14 +48,9 @@ def _grid_faces(rows: int, columns: int) -> np.ndarray:
 def box():
     """A cube of side 2: vertices, faces, uv; every face shows the whole texture."""
     square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], float)
-    vertices, faces, uv = [], [], []
-    for axis in range(3):
-        for side in (-1.0, 1.0):
-            corner = np.insert(square, axis, side, axis=1)
-            faces.append(np.array([[0, 1, 2], [0, 2, 3]]) + 4 * len(faces))
-            vertices.append(corner)
-            uv.append((square + 1) / 2)
-    return np.concatenate(vertices), np.concatenate(faces), np.concatenate(uv)
+    vertices = [np.insert(square, axis, side, axis=1) for axis in range(3) for side in (-1.0, 1.0)]
+    faces = [np.array([[0, 1, 2], [0, 2, 3]]) + 4 * k for k in range(6)]
+    return np.concatenate(vertices), np.concatenate(faces), np.tile((square + 1) / 2, (6, 1))
 
 
 def cylinder(top: float = 1.0, sides: int = 24):
@@ -108,6 +94,13 @@ class _Builder:
             turn = _about_z(start + 360 * k / count)
             self.add(solid, size, turn @ np.asarray(position), paint, turn)
 
+    def four(self, solid, size, position, paint: int, tilt: np.ndarray | None = None) -> None:
+        """One at each corner of the rectangle around the z axis of which `position` is one."""
+        x, y, z = position
+        for i in (-x, x):
+            for j in (-y, y):
+                self.add(solid, size, (i, j, z), paint, tilt)
+
     def turn(self, degrees: float) -> None:
         """Turn the whole object about z."""
         for part in self.parts:
@@ -119,15 +112,11 @@ class _Builder:
     def any_solid(self):
         rng = self.rng
         kind = rng.choice(6, p=[0.3, 0.2, 0.2, 0.1, 0.1, 0.1])
-        if kind == 0:
-            return box()
-        if kind == 1:
-            return cylinder()
-        if kind == 2:
-            return sphere()
-        if kind == 3:
-            return cylinder(0.0)
-        return torus(rng.uniform(0.15, 0.4)) if kind == 4 else cylinder(rng.uniform(0.3, 0.8), rng.integers(3, 8))
+        if kind == 4:
+            return torus(rng.uniform(0.15, 0.4))
+        if kind == 5:
+            return cylinder(rng.uniform(0.3, 0.8), rng.integers(3, 8))
+        return (box(), cylinder(), sphere(), cylinder(0.0))[kind]
 
 
 def _about_z(degrees: float) -> np.ndarray:
@@ -137,12 +126,7 @@ def _about_z(degrees: float) -> np.ndarray:
 
 def _tilted(rng: np.random.Generator) -> np.ndarray:
     """A quarter turn about x or y, or none, then any turn about z."""
-    lie = [
-        np.eye(3),
-        np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]]),
-        np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]]),
-    ]
-    return _about_z(rng.uniform(0, 360)) @ lie[rng.integers(3)]
+    return _about_z(rng.uniform(0, 360)) @ (np.eye(3), _ABOUT_X, _ABOUT_Y)[rng.integers(3)]
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
@@ -195,9 +179,7 @@ def _seat(b: _Builder) -> None:
         for side in (-1, 1):
             b.add(box(), (d, width, arm), (0, side * (w - width), h + 2 * t + arm), 1)
     leg, s = b.leg(), r.uniform(0.03, 0.08)
-    for x in (-1, 1):
-        for y in (-1, 1):
-            b.add(leg, (s, s, h / 2), (x * (d - s), y * (w - s), h / 2), 2)
+    b.four(leg, (s, s, h / 2), (d - s, w - s, h / 2), 2)
     if r.random() < 0.3:
         b.add(sphere(), (0.1, w * 0.3, 0.15), (-d + 2 * thin + 0.1, 0, h + 2 * t + 0.15), 3)
 
@@ -213,9 +195,7 @@ def _table(b: _Builder) -> None:
     else:
         leg, s = b.leg(), r.uniform(0.03, 0.08)
         x, y = (0.65 * d, 0.65 * d) if round_top else (d - s, w - s)
-        for i in (-1, 1):
-            for j in (-1, 1):
-                b.add(leg, (s, s, h / 2), (i * x, j * y, h / 2), 1)
+        b.four(leg, (s, s, h / 2), (x, y, h / 2), 1)
     z = h + 2 * t
     for _ in range(r.integers(0, 4)):
         size = r.uniform(0.08, 0.22, 3)
@@ -239,21 +219,14 @@ def _lamp(b: _Builder) -> None:
 
 def _vehicle(b: _Builder) -> None:
     r = b.rng
-    length, width, h, wheel = (
-        r.uniform(0.6, 1.1),
-        r.uniform(0.25, 0.5),
-        r.uniform(0.12, 0.3),
-        r.uniform(0.12, 0.25),
-    )
+    length, width = r.uniform(0.6, 1.1), r.uniform(0.25, 0.5)
+    h, wheel = r.uniform(0.12, 0.3), r.uniform(0.12, 0.25)
     b.add(box(), (length, width, h), (0, 0, wheel + h), 0)
     cabin = r.uniform(0.3, 0.7) * length
     at = r.uniform(-1, 1) * (length - cabin)
     body = [box(), sphere(), cylinder(0.6, 4)][r.integers(3)]
     b.add(body, (cabin, width * 0.9, r.uniform(0.15, 0.4)), (at, 0, wheel + 2 * h + 0.12), 1)
-    side = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]])
-    for x in (-0.6, 0.6):
-        for y in (-1, 1):
-            b.add(cylinder(), (wheel, wheel, 0.07), (x * length, y * width, wheel), 2, side)
+    b.four(cylinder(), (wheel, wheel, 0.07), (0.6 * length, width, wheel), 2, _ABOUT_X)
     if r.random() < 0.4:
         b.add(cylinder(0.7), (0.08, 0.08, 0.2), (0.6 * length, 0, wheel + 2 * h + 0.2), 3)
 
@@ -284,9 +257,7 @@ def _cabinet(b: _Builder) -> None:
             b.add(box(), (0.02, 0.9 * w / columns, 0.85 * h / rows), (d + 0.02, y, z), 1)
             b.add(sphere(), (0.03, 0.03, 0.03), (d + 0.06, y, z), 2)
     leg = b.leg()
-    for x in (-1, 1):
-        for y in (-1, 1):
-            b.add(leg, (0.05, 0.05, foot), (x * (d - 0.06), y * (w - 0.06), foot), 2)
+    b.four(leg, (0.05, 0.05, foot), (d - 0.06, w - 0.06, foot), 2)
     if r.random() < 0.5:
         k = r.uniform(0.1, 0.25)
         b.add(b.any_solid(), (k, k, k), (0, r.uniform(-0.5, 0.5) * w, 2 * foot + 2 * h + k), 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -53,6 +53,16 @@ class Texture:
         top = self.pixels[y0, x0] * (1 - fx) + self.pixels[y0, x1] * fx
         bottom = self.pixels[y1, x0] * (1 - fx) + self.pixels[y1, x1] * fx
         return (top * (1 - fy) + bottom * fy) / 255
+
+    def times(self, factor: np.ndarray, linear: bool = False) -> Texture:
+        """With RGBA times `factor` [4]; linear: the colours' factors are of light intensities, else of sRGB values."""
+        if (factor == 1).all():
+            return self
+        values = np.arange(256.0)[:, None] * factor
+        if linear:
+            values[:, :3] = 255 * to_srgb(to_linear(np.arange(256)[:, None] / 255) * factor[:3])
+        table = values.round().clip(0, 255).astype(np.uint8)
+        return replace(self, pixels=np.stack([table[self.pixels[..., k], k] for k in range(4)], -1))
 
 
 def _wrapped(index: np.ndarray, size: int, wrap: str) -> np.ndarray:
@@ -159,12 +169,17 @@ class Surface:
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Points [count, 3], spread evenly over the whole surface."""
+        face, bary = self.spread(count, rng)
+        a, b, c = (self.vertices[self.faces[face, k]] for k in range(3))
+        return a + bary[:, 1:2] * (b - a) + bary[:, 2:] * (c - a)
+
+    def spread(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Places spread evenly over the whole surface: faces [count], barycentric [count, 3]."""
         area = self.face_areas()
         face = rng.choice(len(area), count, p=area / area.sum())
-        u, v = rng.random((2, count, 1))
+        u, v = rng.random((2, count))
         u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
-        a, b, c = (self.vertices[self.faces[face, k]] for k in range(3))
-        return a + u * (b - a) + v * (c - a)
+        return face, np.stack([1 - u - v, u, v], -1)
 
     def rgba(self, face: np.ndarray, bary: np.ndarray) -> np.ndarray:
         """RGBA [n, 4] in [0, 1] at points of faces."""
