@@ -39,6 +39,7 @@ import json
 import os
 import re
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,16 +112,10 @@ def make_settings(parser: argparse.ArgumentParser, args: argparse.Namespace, **c
         parser.error("--fov must lie between 0 and 180, --fill in (0, 1], and --distance be positive")
     if args.backend == "blender":
         require_bpy()
-    shared = {k: getattr(args, k) for k in ("out", "size", "depth", "up", "backend", "fov", "distance", "fill")}
-    return Settings(
-        **shared,
-        samples=args.samples or SAMPLES[args.backend],
-        device=args.device,
-        denoise=args.denoise,
-        threads=max(1, (os.cpu_count() or 1) // args.workers),
-        max_faces=args.max_faces,
-        **changes,
-    )
+    settings = {field.name: getattr(args, field.name) for field in fields(Settings) if hasattr(args, field.name)}
+    settings["samples"] = args.samples or SAMPLES[args.backend]
+    threads = max(1, (os.cpu_count() or 1) // args.workers)
+    return Settings(**settings, threads=threads, **changes)
 
 
 def write_sheet(assets: list[Asset], settings: Settings, shard: str, columns: int = 16, view: int = 96) -> None:
@@ -163,7 +158,7 @@ def main(arguments: list[str]) -> None:
         parser.error("--seed must not be negative, --procedural must be at least 1")
     if not 0 <= args.val_share < 1:
         parser.error("--val_share must be a share from 0 up to but not including 1")
-    settings = make_settings(parser, args, orbits=args.orbits, seed=args.seed)
+    settings = make_settings(parser, args)
     if args.procedural and args.backend != "light":
         parser.error("--procedural objects are for --backend light")
     listed = nullcontext(procedural_assets(args.procedural)) if args.procedural else open_assets(args.assets)

@@ -131,7 +131,7 @@ def _in_folder(folder: Path) -> list[Asset]:
         meshes = [Path(path, name) for name in files if not name.startswith(_HIDDEN)]
         found += [mesh for mesh in meshes if mesh.suffix.lower() in MESH_SUFFIXES and mesh.is_file()]
     names = [path.relative_to(folder) for path in sorted(found)]
-    return [Asset(_asset_id(name), "", folder / name, source=name.as_posix()) for name in names]
+    return [Asset(_asset_id(name, whole=True), "", folder / name, source=name.as_posix()) for name in names]
 
 
 def _in_list(path: Path) -> list[Asset]:
@@ -144,24 +144,18 @@ def _in_list(path: Path) -> list[Asset]:
         raise UserError(f"{path}: needs the columns id and path, and may have split; separated by , or ;")
     lines = [line.partition("#")[0].strip().rstrip(";").rstrip() for line in read_lines(path)]
     names = [Path(line.strip('"')) for line in lines if line]
-    parts = [Path(*name.parts[-3:]) if _is_scanned(name) else Path(name.name) for name in names]
-    return [
-        Asset(_asset_id(part), "", path.parent / name, source=_source(name))
-        for name, part in zip(names, parts, strict=True)
-    ]
+    return [Asset(_asset_id(name, whole=False), "", path.parent / name, source=_source(name)) for name in names]
 
 
 def _source(name: Path) -> str:
     return name.name if name.is_absolute() else name.as_posix()
 
 
-def _is_scanned(name: Path) -> bool:
-    return len(name.parts) >= 3 and name.parts[-2:] == ("meshes", "model.obj")
-
-
-def _asset_id(name: Path) -> str:
-    name = name.parent.parent if _is_scanned(name) else name.with_suffix("")
-    return re.sub(r"[^\w.+-]+", "-", "_".join(name.parts)).lstrip(".")
+def _asset_id(name: Path, whole: bool) -> str:
+    """Of a path, or of its end alone."""
+    scanned = len(name.parts) >= 3 and name.parts[-2:] == ("meshes", "model.obj")
+    name = name.parent.parent if scanned else name.with_suffix("")
+    return re.sub(r"[^\w.+-]+", "-", "_".join(name.parts if whole else name.parts[-1:])).lstrip(".")
 
 
 def _checked(path: Path, assets: list[Asset]) -> list[Asset]:

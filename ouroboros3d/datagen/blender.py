@@ -121,16 +121,15 @@ class BlenderScene:
 def _quiet() -> Iterator[None]:
     """Blender reports every file and frame on the process's own output, below Python's."""
     saved = os.dup(1), os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, 1)
-        os.dup2(null, 2)
+        with open(os.devnull, "wb") as null:
+            for output in (1, 2):
+                os.dup2(null.fileno(), output)
         yield
     finally:
-        os.dup2(saved[0], 1)
-        os.dup2(saved[1], 2)
-        for descriptor in (*saved, null):
-            os.close(descriptor)
+        for output, own in zip((1, 2), saved, strict=True):
+            os.dup2(own, output)
+            os.close(own)
 
 
 def _read_along(path: Path, findings: Findings) -> None:
@@ -154,7 +153,6 @@ def _import(path: Path, up: str) -> None:
     from mathutils import Matrix
 
     file = str(path.resolve())
-    own_axes = {"forward_axis": "Y", "up_axis": "Z"}
     turn = Z_UP[up]
     try:
         match path.suffix.lower():
@@ -162,12 +160,8 @@ def _import(path: Path, up: str) -> None:
                 bpy.ops.import_scene.gltf(filepath=file)
                 _keep_default_scene()
                 turn = turn @ Z_UP["y"].T  # which the importer has applied
-            case ".obj":
-                bpy.ops.wm.obj_import(filepath=file, **own_axes)
-            case ".ply":
-                bpy.ops.wm.ply_import(filepath=file, **own_axes)
-            case ".stl":
-                bpy.ops.wm.stl_import(filepath=file, **own_axes)
+            case ".obj" | ".ply" | ".stl" as suffix:
+                getattr(bpy.ops.wm, f"{suffix[1:]}_import")(filepath=file, forward_axis="Y", up_axis="Z")
             case ".fbx":
                 bpy.ops.import_scene.fbx(filepath=file, use_anim=False)
                 turn = np.eye(3)

@@ -113,11 +113,12 @@ def decode(data: bytes, most: int) -> np.ndarray:
                 image.load()
         except Image.DecompressionBombError as error:
             raise PictureError(f"has too many pixels ({error})") from error
+        except Image.UnidentifiedImageError as error:
+            raise PictureError("is no picture that can be read") from error
         except (MemoryError, PictureError):
             raise
         except Exception as error:  # a decoder raises whatever it trips over
-            kind = "is no picture that can be read" if isinstance(error, Image.UnidentifiedImageError) else "is broken"
-            raise PictureError(f"{kind}{'' if 'no' in kind else f' ({error})'}") from error
+            raise PictureError(f"is broken ({error})") from error
     if image.mode[0] in "IF":  # 16 bits a pixel, or floats
         values = np.asarray(image, np.float32)
         image = Image.fromarray((values * 255 if image.mode == "F" else values / 257).round().clip(0, 255).astype("u1"))

@@ -107,12 +107,11 @@ class _Body:
 
     def row(self, properties: list[tuple[str, list[str]]]) -> list[np.ndarray]:
         """The next row: arrays [k] of lists, [] of numbers."""
-        return [
-            self.take(types[-1], self.take(types[0], 1).astype(int)[0])
-            if len(types) == 2
-            else self.take(types[0], 1)[0]
-            for _, types in properties
-        ]
+        return [self.item(*types) for _, types in properties]
+
+    def item(self, type_: str, of_list: str = "") -> np.ndarray:
+        first = self.take(type_, 1)
+        return self.take(of_list, int(first[0])) if of_list else first[0]
 
     def element(self, name: str, count: int, properties: list[tuple[str, list[str]]]) -> dict[str, Any]:
         """The columns of the next `count` rows: arrays [n], of lists [n, k] or lists of arrays.
