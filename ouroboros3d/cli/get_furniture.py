@@ -242,11 +242,10 @@ def select(out: Path) -> tuple[list[dict[str, str]], int]:
 
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder for the models and lists")
-    add("--deb", type=Path, help=f"a downloaded {PACKAGE} package (default: apt-get download)")
-    add("--choose", action="store_true", help="make furniture_split.csv again (minutes)")
-    add("--workers", type=int, default=2, help="worker processes for --choose (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the models and lists")
+    parser.add_argument("--deb", type=Path, help=f"a downloaded {PACKAGE} package (default: apt-get download)")
+    parser.add_argument("--choose", action="store_true", help="make furniture_split.csv again (minutes)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes for --choose (default: %(default)s)")
     args = parser.parse_args(arguments)
     models = args.out / "models"
     try:

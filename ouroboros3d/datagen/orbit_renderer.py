@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ouroboros3d import __version__
 from ouroboros3d.camera_defaults import DISTANCE, FOV
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import check_writable_dir, staged, write_lines
+from ouroboros3d.files import check_writable_dir, staged, write_json, write_lines
 
 from .assets import OUTCOMES, SPLITS, Asset, AssetError, Findings, hold_out
 from .blender import BlenderScene
@@ -270,7 +270,7 @@ def prepare_out(settings: Settings, **more: Any) -> None:
         if changed:
             raise UserError(f"{path}: {', '.join(changed)}; take the same options again or another --out")
     else:
-        write_lines(path, [json.dumps(now, indent=1)])
+        write_json(path, now)
 
 
 def write_lists(assets: list[Asset], settings: Settings, val_share: float) -> dict[str, int]:

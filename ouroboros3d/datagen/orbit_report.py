@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +23,7 @@ from ouroboros3d.datagen.orbit_checks import (
     read_list,
     read_picture,
 )
-from ouroboros3d.files import check_writable_dir, write_csv, write_lines
+from ouroboros3d.files import check_writable_dir, write_csv, write_json, write_lines
 from ouroboros3d.visualize import save_image
 
 LISTS = ("train.txt", "val.txt", "test.txt")  # held-out ones last
@@ -149,7 +148,7 @@ def validate(options: argparse.Namespace) -> bool:
         "list_problems": list_problems,
         "ranges": ranges(everything),
     }
-    write_lines(out / "report.json", [json.dumps(summary, indent=1)])
+    write_json(out / "report.json", summary)
     save_image(
         out / "contact_sheet.webp", contact_sheet(root, chosen_for_sheet(everything, options.sheet), options.frames)
     )
