@@ -215,6 +215,14 @@ class TestChoices:
         assert torch.equal(reconstruct(bounded, images, cameras, levels), clamped)
         assert not torch.equal(reconstruct(textbook.lgm, images, cameras, levels), clamped)
 
+    def test_a_smallest_scale_bounds_the_scales_and_moves_nothing_else(
+        self, textbook, make_config, make_cameras, images
+    ):
+        bounded = reconstruct(self.like(textbook.lgm, make_config, smallest_scale=0.1), images, make_cameras(2))
+        plain = reconstruct(textbook.lgm, images, make_cameras(2))
+        torch.testing.assert_close(bounded[..., 4:7], torch.hypot(plain[..., 4:7], torch.tensor(0.1)))
+        assert torch.equal(bounded[..., :4], plain[..., :4]) and torch.equal(bounded[..., 7:], plain[..., 7:])
+
     def test_residual_colours_start_from_the_pixels(self, textbook, make_config, make_cameras, images):
         lgm = self.like(textbook.lgm, make_config, colours="residual")
         with torch.no_grad():

@@ -110,6 +110,7 @@ class LGMConfig:
     input_size: int = 256
     positions: Literal["absolute", "ray"] = "absolute"  # ray: offsets from the rays' points nearest the origin
     initial_scale: float = _number(0.0693, gt=0)  # of untrained Gaussians; LGM's is 0.1 softplus(0)
+    smallest_scale: float = _number(0.0, ge=0)  # scales become sqrt(s^2 + this^2): no gaps between Gaussians close by
     # absolute: LGM's. chroma: brightness is the network's, hue and saturation are the input pixel's. residual: what the
     # network adds to the input pixel.
     colours: Literal["absolute", "chroma", "residual"] = "absolute"

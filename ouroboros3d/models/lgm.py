@@ -108,10 +108,15 @@ class LGM(nn.Module, Reconstructor):
         return Gaussians(
             means=means.clamp(-1, 1),
             quats=F.normalize(quats, dim=1 if self.rotation == "release" else -1),
-            scales=0.1 * F.softplus(scales),
+            scales=self._scales(scales),
             opacities=opacity.sigmoid()[..., 0],
             rgb=self._colours(0.5 * rgb.tanh(), pixels),
         )
+
+    def _scales(self, raw: Tensor) -> Tensor:
+        """[B, N, 3] standard deviations from raw channels: LGM's, and never below `config.smallest_scale`."""
+        scales, least = 0.1 * F.softplus(raw), self.config.smallest_scale
+        return scales if least == 0 else (scales.square() + least**2).sqrt()
 
     def _colours(self, change: Tensor, pixels: Tensor | None) -> Tensor:
         """[B, N, 3] from the network's answer in (-0.5, 0.5) and the input views' pixels."""
