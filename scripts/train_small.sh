@@ -5,7 +5,7 @@
 #
 # On a GPU, or on CPU cores, of which it takes two for the longest stages. The budget is the training time of all stages
 # together (rendering the orbits takes some minutes on top); every long stage gets its share, and its learning rate ends
-# with it. More is better: checkpoints/small/README.md has what seven and a half core-hours gave. docs/training.md
+# with it. More is better: checkpoints/small/README.md has what about ten core-hours gave. docs/training.md
 # lists the stages; validation goes to their metrics.jsonl, and the last command prints the model's scores.
 # Every part can be interrupted and repeated: what is finished is skipped, what is not goes on where it was.
 # --dry_run prints the plan: stages, samples, and hours on this machine from a timed step of each.
@@ -36,7 +36,7 @@ if ! nvidia-smi -L 2>/dev/null | grep -q "^GPU" && ! grep -q avx512_bf16 /proc/c
   precision=(train.mixed_precision=fp32)
 fi
 # Stages of configs/small and their shares of the budget in percent; 0 has a fixed number of steps.
-stages=(vae_colours:0 vae:10 image_encoder:0 lgm_positions:0 lgm:15 unet:45 joint:10 feedback:10 lgm_predicted:5)
+stages=(vae_colours:0 vae:10 image_encoder:0 lgm_positions:0 lgm:10 lgm_grown:5 unet:45 joint:10 feedback:10 lgm_predicted:5)
 if [[ -n "$dry_run" ]]; then
   exec "$python" scripts/plan_stages.py --budget_seconds "$seconds" "${stages[@]}" "${precision[@]}"
 fi
@@ -59,6 +59,11 @@ for stage in "${stages[@]}"; do
     vae*) "$python" scripts/train_frozen_parts.py vae "${options[@]}" ;;
     image_encoder) "$python" scripts/train_frozen_parts.py image_encoder "${options[@]}" ;;
     lgm | lgm_positions) "$python" train.py "${options[@]}" ;;
+    lgm_grown)
+      start=runs/small/lgm_grown/start/recon_model.safetensors
+      [[ -f $start ]] || "$python" scripts/grow_lgm.py runs/small/lgm/export/recon_model.safetensors --out "$start"
+      "$python" train.py "${options[@]}"
+      ;;
     *) # 8 objects a step, shared by the processes
       "$python" -m torch.distributed.run --standalone --nproc_per_node="$processes" train.py "${options[@]}" \
         "train.batch_size=$((8 / processes))" ;;

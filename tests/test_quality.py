@@ -1,7 +1,7 @@
 """The committed small model still is what it was when it was committed: one held-out object, one seed.
 
-The bounds lie a little under what was measured then: 19.6 dB for the novel views, 20.5 dB and an IoU of 0.51 for the 3D
-there, 22.2 dB and 0.62 for the reconstructor on true views, between them. Better weights may raise them, nothing
+The bounds lie a little under what was measured then: 19.6 dB for the novel views; 20.7 dB, an SSIM of 0.789 and an IoU of
+0.53 for the 3D there; 22.6 dB and 0.64 for the reconstructor on true views, between them. Better weights may raise them, nothing
 else may lower them. Other processors round differently, which the margins allow for.
 """
 
@@ -40,10 +40,11 @@ def scores(config, models) -> dict[str, float]:
     ("score", "bound"),
     [
         ("views_psnr", 18.9),
-        ("render_psnr", 19.8),
-        ("render_iou", 0.46),
-        ("lgm_unseen_psnr", 21.6),
-        ("lgm_unseen_iou", 0.58),
+        ("render_psnr", 20.1),
+        ("render_ssim", 0.77),
+        ("render_iou", 0.48),
+        ("lgm_unseen_psnr", 22.0),
+        ("lgm_unseen_iou", 0.60),
     ],
 )
 def test_held_out_object_is_as_good_as_it_was(scores, score, bound):
@@ -59,5 +60,5 @@ def test_grey_views_give_a_grey_object(config, models):
     gaussians = models.lgm(grey, batch.cameras, level)
     rgb = build_renderer(config)(gaussians, batch.cameras, config.model.image_size).rgb
     red, green, blue = rgb.movedim(2, 0)[:, batch.alpha[:, :, 0] > 0.5]
-    assert (green - (red + blue) / 2).abs().mean() < 0.012
-    assert (red - blue).abs().mean() < 0.012
+    assert (green - (red + blue) / 2).abs().mean() < 0.008
+    assert (red - blue).abs().mean() < 0.008

@@ -3,7 +3,7 @@
     python scripts/make_sharp_object.py --out outputs/sharp.ply
     python scripts/convert.py outputs/sharp.ply --to splat spz glb --check
 
-The small model's objects have 4,096 soft Gaussians; this one has 65,536, as the release's, and is not blurred.
+The small model's objects have 16,384 soft Gaussians; this one has 65,536, as the release's, and is not blurred.
 """
 
 from __future__ import annotations
