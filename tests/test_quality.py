@@ -1,8 +1,8 @@
 """The committed small model still is what it was when it was committed: one held-out object, one seed.
 
-The bounds lie a little under what was measured then: 19.6 dB for the novel views; 20.7 dB, an SSIM of 0.789 and an IoU of
-0.53 for the 3D there; 22.6 dB and 0.64 for the reconstructor on true views, between them. Better weights may raise them, nothing
-else may lower them. Other processors round differently, which the margins allow for.
+The bounds lie a little under what was measured then: 19.6 dB for the novel views; 20.7 dB, an SSIM of 0.789 and an IoU
+of 0.53 for the 3D there; 22.6 dB and 0.64 for the reconstructor on true views, between them. Better weights may raise
+them, nothing else may lower them. Other processors round differently, which the margins allow for.
 """
 
 from pathlib import Path
