@@ -15,9 +15,11 @@ from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
 from ouroboros3d.cameras import Cameras, frame_indices, orbit
+from ouroboros3d.config.loading import save_model_config
 from ouroboros3d.config.schema import BACKGROUNDS, Config, ModelConfig, PretrainedConfig
+from ouroboros3d.diffusion import euler_schedule
 from ouroboros3d.errors import ConfigError, one_line
-from ouroboros3d.files import locate
+from ouroboros3d.files import check_writable_dir, locate
 from ouroboros3d.interfaces import Reconstructor, Renderer
 from ouroboros3d.models.lgm import LGM
 from ouroboros3d.models.multiview_unet import MultiViewUNet, make_unet
@@ -33,10 +35,17 @@ from ouroboros3d.models.weights import (
     load_lgm,
     load_unet,
     read_state,
+    save_checkpoint,
+    save_diffusers,
 )
 from ouroboros3d.rendering import render
 from ouroboros3d.rendering.gsplat_backend import load_kernels
 from ouroboros3d.sampler import Sampler
+
+FROZEN = {
+    "vae": (make_vae, AutoencoderKLTemporalDecoder),
+    "image_encoder": (make_image_encoder, CLIPVisionModelWithProjection),
+}
 
 
 @dataclass
@@ -103,34 +112,28 @@ def build_models(config: ModelConfig) -> Models:
     unet = MultiViewUNet(config, inner)  # its adapters may be missing in a checkpoint, and then start as they are
     with _without_memory(has_checkpoint):
         lgm = build_reconstructor(config)
-    if pretrained.svd is None:
-        given = [
-            getattr(pretrained, part) or (has_checkpoint and find_weights(checkpoint, part))
-            for part in ("vae", "image_encoder")
-        ]
-        with _without_memory(bool(given[0])):
-            vae = make_vae(config.vae)
-        with _without_memory(bool(given[1])):
-            image_encoder = make_image_encoder(config.image_encoder)
-    else:
-        source = pretrained.svd, pretrained.variant
-        vae = from_pretrained(AutoencoderKLTemporalDecoder, "vae", *source)
-        image_encoder = from_pretrained(CLIPVisionModelWithProjection, "image_encoder", *source)
-        if not has_checkpoint:
-            trained = from_pretrained(UNetSpatioTemporalConditionModel, "unet", *source)
-            fit_state(unet.unet, trained.state_dict(), f"{pretrained.svd}/unet")
-    for path, module in ((pretrained.vae, vae), (pretrained.image_encoder, image_encoder)):
-        if path is not None:
-            fit_state(module, read_state(path), path)
+    frozen = {}
+    for part, (make, cls) in FROZEN.items():
+        own = getattr(pretrained, part)
+        if pretrained.svd is not None:
+            frozen[part] = from_pretrained(cls, part, pretrained.svd, pretrained.variant)
+        else:
+            with _without_memory(bool(own or (has_checkpoint and find_weights(checkpoint, part)))):
+                frozen[part] = make(getattr(config, part))
+        if own is not None:
+            fit_state(frozen[part], read_state(own), own)
+    if pretrained.svd is not None and not has_checkpoint:
+        trained = from_pretrained(UNetSpatioTemporalConditionModel, "unet", pretrained.svd, pretrained.variant)
+        fit_state(unet.unet, trained.state_dict(), f"{pretrained.svd}/unet")
     if pretrained.unet is not None and not has_checkpoint:
         load_unet(pretrained.unet, unet)
     if pretrained.lgm is not None and not has_checkpoint:
         load_lgm(pretrained.lgm, lgm)
-    svd = SVDParts(vae, image_encoder, config.conventions.decode_chunk, tiny_decoder=_tiny_decoder(pretrained))
+    svd = SVDParts(**frozen, decode_chunk=config.conventions.decode_chunk, tiny_decoder=_tiny_decoder(pretrained))
     models = Models(unet, lgm, svd)
     if has_checkpoint:
         load_checkpoint(checkpoint, models)
-        for part in ("vae", "image_encoder") if pretrained.svd is None else ():
+        for part in FROZEN if pretrained.svd is None else ():
             if getattr(pretrained, part) is None and find_weights(checkpoint, part) is None:
                 raise CheckpointError(
                     f"{pretrained.checkpoint}: has no {part}.safetensors, and nothing else names one; set "
@@ -184,6 +187,19 @@ def from_pretrained(cls: type, part: str | None, source: str, variant: str | Non
         else:
             reason = f"cannot fetch '{part or key}' (is there a connection? a downloaded folder works too): {reason}"
         raise CheckpointError(f"model.pretrained.{key}={source}: {reason}") from error
+
+
+def save_models(
+    folder: str | Path, models: Models, config: Config, layout: str, frozen: bool, dtype: torch.dtype | None = None
+) -> None:
+    """Writes the networks in the layout of "diffusers" or "release", the latter's with or without the `frozen` parts,
+    and config.yaml. Raises OutputError."""
+    folder = check_writable_dir(folder)
+    if layout == "release":
+        save_checkpoint(folder, models, dtype=dtype, frozen=frozen)
+    else:
+        save_diffusers(folder, models, euler_schedule(config.sampler.scheduler, config.sampler.steps), dtype)
+    save_model_config(config, folder / "config.yaml")
 
 
 def build_renderer(config: Config) -> Renderer:

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from ouroboros3d.camera_defaults import DISTANCE, FOV
+from ouroboros3d.tensors import Tensors
 
 
 @dataclass(frozen=True)
-class Cameras:
+class Cameras(Tensors):
     """V pinhole cameras for each of B scenes."""
 
     c2w: Tensor  # [B, V, 4, 4] OpenCV camera to canonical world
@@ -71,9 +72,6 @@ class Cameras:
         """The chosen scenes of the batch."""
         return Cameras(self.c2w[index], self.K[index])
 
-    def to(self, *args, **kwargs) -> Cameras:
-        return Cameras(self.c2w.to(*args, **kwargs), self.K.to(*args, **kwargs))
-
 
 def intrinsics_from_fov(fov: float | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """[..., 3, 3] intrinsics in image widths of a centred square camera; `fov` in degrees."""
@@ -97,6 +95,12 @@ def relative_to_first(c2w: Tensor) -> Tensor:
     target = torch.diag(c2w.new_tensor([1.0, -1.0, -1.0, 1.0]))
     target[2, 3] = c2w[0, :3, 3].norm()
     return target @ torch.linalg.inv(c2w[0]) @ c2w
+
+
+def turn_about_x(degrees: float, like: Tensor) -> Tensor:
+    """[4, 4] of a turn of the world about its x axis, y towards z."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return like.new_tensor([[1, 0, 0, 0], [0, cos, -sin, 0], [0, sin, cos, 0], [0, 0, 0, 1]])
 
 
 def orbit_poses(azimuths: Tensor | list[float], elevation: float, distance: float) -> Tensor:

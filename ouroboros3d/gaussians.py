@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path
+from ouroboros3d.tensors import Tensors
 
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
 PLY_PROPERTIES = (
@@ -38,7 +39,7 @@ class PlyError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
-class Gaussians:
+class Gaussians(Tensors):
     """N Gaussians for each of B scenes, all values after activation."""
 
     means: Tensor  # [B, N, 3] world positions
@@ -89,16 +90,6 @@ class Gaussians:
         quats = [half_cos * w - half_sin * i, half_cos * i + half_sin * w]
         quats += [half_cos * j - half_sin * k, half_cos * k + half_sin * j]
         return replace(self, means=means, quats=torch.stack(quats, dim=-1))
-
-    def detach(self) -> Gaussians:
-        return Gaussians(
-            *(t.detach() for t in (self.means, self.quats, self.scales, self.opacities, self.rgb)),
-        )
-
-    def to(self, *args, **kwargs) -> Gaussians:
-        return Gaussians(
-            *(t.to(*args, **kwargs) for t in (self.means, self.quats, self.scales, self.opacities, self.rgb)),
-        )
 
 
 def save_ply(

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.gaussians import Gaussians
+from ouroboros3d.tensors import Tensors
 
 
 @dataclass(frozen=True)
-class Rendering:
+class Rendering(Tensors):
     """Gaussians seen from every camera."""
 
     rgb: Tensor  # [B, V, 3, H, W] composited on the background, not clamped

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ouroboros3d.config.loading import as_kwargs
 from ouroboros3d.config.schema import Config, PretrainedConfig
 from ouroboros3d.devices import DeviceError
 from ouroboros3d.files import write_lines
+from ouroboros3d.timing import matrix_rate
 
 GIB = 2**30
 # What cards hold, in GiB. A tenth stays free: the CUDA context, workspaces and fragmentation are not counted.
@@ -165,7 +165,7 @@ def announce(config: Config, device: torch.device, dtype: torch.dtype) -> str:
     small, with the options that help."""
     stages = _remembered_stages(config, dtype)
     if device.type != "cuda":
-        seconds = step_flop(stages) / matmul_rate(dtype)
+        seconds = step_flop(stages) / 1e12 / matrix_rate(device, dtype)
         steps = config.sampler.taken_steps
         return (
             f"on this CPU a step takes at least {seconds / 60:.1f} minutes, {steps} steps {steps * seconds / 3600:.1f} "
@@ -199,13 +199,3 @@ def _remembered_stages(config: Config, dtype: torch.dtype) -> dict[str, Stage]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_lines(path, [json.dumps({name: vars(stage) for name, stage in stages.items()})])
     return stages
-
-
-def matmul_rate(dtype: torch.dtype, size: int = 1024) -> float:
-    """Floating-point operations per second of a matrix product on this CPU, the limit of any network."""
-    one = torch.randn(size, size, dtype=dtype)
-    one @ one  # the first call sets up
-    start = time.perf_counter()
-    for _ in range(3):
-        one @ one
-    return 3 * 2 * size**3 / (time.perf_counter() - start)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +27,12 @@ from ouroboros3d.interfaces import Reconstructor, Renderer, Rendering
 from ouroboros3d.models.encoding_cache import EncodingCache
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, time_ids
+from ouroboros3d.tensors import Tensors
 from ouroboros3d.timing import Stopwatch
 
 
 @dataclass(frozen=True)
-class Draws:
+class Draws(Tensors):
     """Every random number of one training step, unit normals and uniforms in [0, 1), and the step itself."""
 
     vae_images: Tensor  # [B, V, 4, h, w] posterior noise of the views
@@ -66,10 +67,6 @@ class Draws:
         coin = torch.rand((), generator=torch.Generator().manual_seed(_mix(seed, 2 * step + 1)))
         return cls(*(torch.stack(column) for column in zip(*rows, strict=True)), coin, step)
 
-    def to(self, device: torch.device | str) -> Draws:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step"}
-        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
-
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}  # of train.mixed_precision
 
@@ -97,6 +94,11 @@ class Objective(nn.Module):
     saved or wrapped; which these are, `requires_grad` says (training/setup.py). `clock` collects the seconds of the
     forward pass's parts; `record(name, tensor)` is told the intermediate tensors."""
 
+    unet: MultiViewUNet
+    lgm: Reconstructor
+    svd: SVDParts
+    collate = staticmethod(OrbitBatch.collate)
+
     def __init__(
         self,
         unet: MultiViewUNet,
@@ -112,7 +114,7 @@ class Objective(nn.Module):
         self.trained = nn.ModuleDict(
             {name: n for name, n in networks.items() if any(p.requires_grad for p in n.parameters())}
         )
-        self._parts = unet, lgm, svd  # in a tuple: not submodules by themselves
+        self.__dict__ |= {"unet": unet, "lgm": lgm, "svd": svd}  # so that they are no submodules by themselves
         self.renderer = renderer
         self.model, self.config = config.model, config.objective
         shares, steps = config.objective.sigma_levels, config.sampler.steps
@@ -128,22 +130,6 @@ class Objective(nn.Module):
         self.clock = Stopwatch()
         self.record: Callable[[str, Tensor], None] = lambda name, tensor: None
 
-    @property
-    def unet(self) -> MultiViewUNet:
-        return self._parts[0]
-
-    @property
-    def lgm(self) -> Reconstructor:
-        return self._parts[1]
-
-    @property
-    def svd(self) -> SVDParts:
-        return self._parts[2]
-
-    @staticmethod
-    def collate(items: list[dict]) -> OrbitBatch:
-        return OrbitBatch.collate(items)
-
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
         """For the frozen networks: accelerate wraps no autocast around DeepSpeed's and FSDP2's."""
         return contextlib.nullcontext() if self._half is None else torch.autocast(device.type, self._half)
@@ -152,7 +138,7 @@ class Objective(nn.Module):
         """The step's random numbers, on the batch's device."""
         views, size = batch.images.shape[1], batch.images.shape[-1]
         latent = (self.model.vae.latent_channels, size // self.svd.downscale)
-        return Draws.draw(seed, step, samples, views, size, latent).to(batch.images.device)
+        return Draws.draw(seed, step, samples, views, size, latent).to(batch.images.device, non_blocking=True)
 
     def forward(self, batch: OrbitBatch, draws: Draws) -> dict[str, Tensor]:
         """Losses by name, "total" the one to minimise."""

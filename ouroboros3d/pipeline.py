@@ -10,7 +10,6 @@ It drives the one sampler of sampler.py. Shapes: B pictures, V views, H = W pixe
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 import math
 import sys
@@ -25,22 +24,29 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ouroboros3d.build import Models, build_cameras, build_models, build_renderer, build_sampler, check_renderer
+from ouroboros3d.build import (
+    Models,
+    build_cameras,
+    build_models,
+    build_renderer,
+    build_sampler,
+    check_renderer,
+    save_models,
+)
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.checks import check_config
-from ouroboros3d.config.loading import load_config, save_model_config
+from ouroboros3d.config.loading import load_config
 from ouroboros3d.config.schema import BACKGROUNDS, Config
 from ouroboros3d.devices import DTYPE_NAMES, gpu_memory, inference_dtype, pick_device
-from ouroboros3d.diffusion import euler_schedule
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.export.object3d import Object3D, Step3D, step3d
 from ouroboros3d.export.output import Ouroboros3DOutput
-from ouroboros3d.files import check_writable_dir, locate
+from ouroboros3d.files import locate
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.inference.candidates import SHARE, Candidate, candidates, elevation_grid, scored
 from ouroboros3d.inference.photo import load_condition_image
 from ouroboros3d.interfaces import Renderer, Rendering
-from ouroboros3d.models.weights import find_checkpoint, save_checkpoint, save_diffusers
+from ouroboros3d.models.weights import find_checkpoint
 from ouroboros3d.needs import announce, is_large
 from ouroboros3d.sampler import SamplerStep
 
@@ -109,8 +115,7 @@ class Ouroboros3DPipeline:
         if not isinstance(config, Config):
             there = (at / "config.yaml" for at in (local, folder))
             path = config if config is not None else next((file for file in there if file.is_file()), None)
-            known = path is not None
-            config = load_config(path if known else None, [*(() if known else RELEASE), *overrides])
+            config = load_config(path, [*(RELEASE if path is None else ()), *overrides])
         else:
             config = copy.deepcopy(config)
         config.model.pretrained.checkpoint = str(folder)
@@ -124,13 +129,7 @@ class Ouroboros3DPipeline:
         """
         if layout not in ("diffusers", "release"):
             raise ValueError(f"layout must be 'diffusers' or 'release', got {layout!r}")
-        folder = check_writable_dir(folder)
-        if layout == "release":
-            save_checkpoint(folder, self.models, frozen=True)
-        else:
-            scheduler = euler_schedule(self.config.sampler.scheduler, self.config.sampler.steps)
-            save_diffusers(folder, self.models, scheduler)
-        save_model_config(self.config, folder / "config.yaml")
+        save_models(folder, self.models, self.config, layout, frozen=True)
 
     # ------------------------------------------------------------ where it runs
 
@@ -208,7 +207,7 @@ class Ouroboros3DPipeline:
         elevations = _per_picture("elevation", given, self.config.cameras.elevation, len(images))
         if num_candidates < 1:
             raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
-        config = self._configured(num_inference_steps, guidance_scale, elevations)
+        config = self.configured(num_inference_steps, guidance_scale, elevations)
         pictures = [self.prepare_image(picture, remove_background, border) for picture in images]
         if auto or num_candidates > 1:
             starts = zip(pictures, seeds, elevations, strict=True)
@@ -322,7 +321,7 @@ class Ouroboros3DPipeline:
 
     # ------------------------------------------------------------ arguments
 
-    def _configured(
+    def configured(
         self, steps: int | None, guidance: float | Sequence[float] | None, elevations: Sequence[float]
     ) -> Config:
         """The configuration with these values, checked. Raises ConfigError."""
@@ -367,9 +366,7 @@ def _on_cpu(renderer: Renderer) -> Renderer:
     """The renderer for tensors of a device that it does not know: renders on the CPU and moves the result back."""
 
     def render(gaussians: Gaussians, cameras: Cameras, size: int, **options: Any) -> Rendering:
-        rendering = renderer(gaussians.to("cpu"), cameras.to("cpu"), size, **options)
-        device = gaussians.means.device
-        return Rendering(*(getattr(rendering, f.name).to(device) for f in dataclasses.fields(rendering)))
+        return renderer(gaussians.to("cpu"), cameras.to("cpu"), size, **options).to(gaussians.means.device)
 
     return render
 

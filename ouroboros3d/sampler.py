@@ -32,11 +32,12 @@ from ouroboros3d.interfaces import Reconstructor, Renderer, Rendering
 from ouroboros3d.models.conditioning import Residuals
 from ouroboros3d.models.multiview_unet import MultiViewUNet
 from ouroboros3d.models.svd import SVDParts, time_ids
+from ouroboros3d.tensors import Tensors
 from ouroboros3d.timing import Stopwatch
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Tensors):
     """Unit normal draws of one sampling run."""
 
     image: Tensor  # [B, 3, H, W] added to the condition image
@@ -59,10 +60,6 @@ class Noise:
             )
         image, latents, post = (torch.stack(x) for x in zip(*draws, strict=True))
         return cls(image, latents, post if posterior else None)
-
-    def to(self, device: torch.device | str) -> Noise:
-        posterior = None if self.posterior is None else self.posterior.to(device)
-        return Noise(self.image.to(device), self.latents.to(device), posterior)
 
 
 @dataclass(frozen=True)

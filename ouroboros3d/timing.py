@@ -59,6 +59,21 @@ class Stopwatch:
         return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts)
 
 
+def seconds_of(
+    call: Callable[[], object], device: torch.device, timer: Callable[[], float] = time.perf_counter
+) -> float:
+    """Of a call and, on CUDA, of all that it started."""
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return timer()
+
+    start = now()
+    call()
+    return now() - start
+
+
 def count_tflop(call: Callable[[], object]) -> float:
     """10^12 floating-point operations of the matrix products, convolutions and attention of a call."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -72,9 +87,5 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, timer: Callable[[], fl
     """TFLOP/s of a large matrix product, the limit of everything that computes: the best of three."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
-    clock = Stopwatch(timer)
-    for i in range(4):  # the first is a warm-up
-        with clock(str(i), device):
-            for _ in range(4):
-                a @ b
-    return 4 * 2 * size**3 / min(clock.seconds[str(i)] for i in (1, 2, 3)) / 1e12
+    _warm_up, *times = (seconds_of(lambda: [a @ b for _ in range(4)], device, timer) for _ in range(4))
+    return 4 * 2 * size**3 / min(times) / 1e12

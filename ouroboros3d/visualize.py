@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ouroboros3d.camera_defaults import TURNTABLE_DISTANCE, TURNTABLE_FOV
-from ouroboros3d.cameras import Cameras, orbit
+from ouroboros3d.cameras import Cameras, orbit, turn_about_x
 from ouroboros3d.files import OutputError, atomic_path
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.interfaces import Renderer
@@ -79,9 +79,7 @@ def turntable_cameras(
         raise ValueError(f"the turntable's step must be in (0, 360] degrees, got {step}")
     azimuths = step * torch.arange(math.ceil(360 / step - 1e-6), dtype=torch.float64)  # 360 / n is rarely exact
     cameras = orbit(azimuths, elevation, radius, fov, relative=False)
-    cos, sin = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
-    turn = cameras.c2w.new_tensor([[1, 0, 0, 0], [0, cos, -sin, 0], [0, sin, cos, 0], [0, 0, 0, 1]])
-    return Cameras(turn @ cameras.c2w, cameras.K)
+    return Cameras(turn_about_x(tilt, cameras.c2w) @ cameras.c2w, cameras.K)
 
 
 def turntable(
@@ -91,19 +89,17 @@ def turntable(
     step: float = 2.0,
     radius: float = TURNTABLE_DISTANCE,
     fov: float = TURNTABLE_FOV,
-    elevation: float = 0.0,
     tilt: float = 0.0,
     chunk: int = 8,
 ) -> Iterator[np.ndarray]:
     """Frames, uint8 [size, size, 3], of one scene (B = 1) turning once; angles in degrees.
 
     At the default step of 2 degrees and 30 frames a second that is the release's video of 6 seconds. The
-    frames are rendered `chunk` views at a time, to bound the memory. For `elevation` and `tilt` see
-    `turntable_cameras`.
+    frames are rendered `chunk` views at a time, to bound the memory. For `tilt` see `turntable_cameras`.
     """
     if gaussians.means.shape[0] != 1:
         raise ValueError(f"a turntable shows one scene, got a batch of {gaussians.means.shape[0]}")
-    cameras = turntable_cameras(step, radius, fov, elevation, tilt).to(gaussians.means.device)
+    cameras = turntable_cameras(step, radius, fov, tilt=tilt).to(gaussians.means.device)
     for start in range(0, cameras.num_views, chunk):
         with torch.no_grad():
             frames = to_uint8(renderer(gaussians, cameras.views(slice(start, start + chunk)), size).rgb[0])

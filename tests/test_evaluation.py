@@ -24,7 +24,7 @@ from ouroboros3d.cli import call
 from ouroboros3d.config.loading import load_config
 from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.errors import ConfigError, UserError
-from ouroboros3d.evaluation.evaluator import Evaluator, Options, batch_size, choose_orbits, evaluate
+from ouroboros3d.evaluation.evaluator import Evaluator, Options, choose_orbits, evaluate, make_batches
 from ouroboros3d.evaluation.examples import Baselines, load_example, object_of
 from ouroboros3d.evaluation.metrics import psnr
 from ouroboros3d.evaluation.score_tables import above_repeat, compare, read_rows
@@ -189,12 +189,12 @@ class TestBatches:
                 assert other[name] == close
 
     def test_conventions_that_mix_samples_are_evaluated_one_by_one(self, make_config):
-        assert batch_size(make_config(textbook=True), 4) == 4
-        assert batch_size(make_config(), 4) == 1
+        assert make_batches(make_config(textbook=True), [1, 2, 3], 2) == [[1, 2], [3]]
+        assert make_batches(make_config(), [1, 2], 4) == [[1], [2]]
         another = {"sampler": {"feedback_of": "another"}}
-        assert batch_size(make_config(another, textbook=True), 1) == 2
+        assert make_batches(make_config(another, textbook=True), [1, 2, 3, 4], 1) == [[1, 2], [3, 4]]
         with pytest.raises(ConfigError, match=r"sampler\.feedback_of = another"):
-            batch_size(make_config(another), 4)
+            make_batches(make_config(another), [0, 1], 4)
 
     def test_objects_and_their_orbits(self):
         objects = [object_of(Path("orbits"), name) for name in ("x/a_0", "x/a_1", "b_0", "b_1", "c", "d_0")]

@@ -109,7 +109,7 @@ def test_a_card_too_small_names_the_options_before_anything_is_loaded(card, make
 
 
 def test_on_a_cpu_the_time_of_a_step(card, make_config, monkeypatch):
-    monkeypatch.setattr(needs, "matmul_rate", lambda _dtype: 1e11)
+    monkeypatch.setattr(needs, "matrix_rate", lambda _device, _dtype: 0.1)
     text = announce(make_config({"sampler": {"steps": 6}}), torch.device("cpu"), torch.float32)
     assert "a step takes at least 10.0 minutes, 6 steps 1.0 hours" in text
 

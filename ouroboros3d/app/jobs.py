@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ouroboros3d.config.checks import check_config
 from ouroboros3d.config.schema import BACKGROUNDS, Config
 from ouroboros3d.export import FORMATS, check_formats
 from ouroboros3d.export.object3d import Object3D, Step3D, step3d
+from ouroboros3d.inference.colour import with_alpha
 from ouroboros3d.inference.photo import cut_out, load_condition_image, open_picture
 from ouroboros3d.pipeline import Ouroboros3DPipeline
 from ouroboros3d.visualize import to_uint8
@@ -82,14 +82,7 @@ class Worker:
 
     def configure(self, settings: Settings) -> Config:
         """The pipeline's configuration with these settings. Raises ConfigError."""
-        config = self.pipeline.config
-        config = replace(
-            config,
-            sampler=replace(config.sampler, steps=settings.steps, seed=settings.seed),
-            cameras=replace(config.cameras, elevation=settings.elevation),
-        )
-        check_config(config)
-        return config
+        return self.pipeline.configured(settings.steps, None, [settings.elevation])
 
     def run(self, picture: Prepared, settings: Settings, cancelled: threading.Event) -> Iterator[Step3D | Object3D]:
         """Every step of the loop, then the object, unless `cancelled` is set: then the loop ends after its step.
@@ -139,10 +132,7 @@ def _cut_out(path: str, how: bool | str) -> Image.Image:
 
 def above(picture: Image.Image, threshold: int) -> Image.Image:
     """An RGBA picture whose alpha below `threshold` of 255 is 0."""
-    alpha = picture.getchannel("A").point(lambda value: value if value >= threshold else 0)
-    result = picture.copy()
-    result.putalpha(alpha)
-    return result
+    return with_alpha(picture, picture.getchannel("A").point(lambda value: value if value >= threshold else 0))
 
 
 def chequerboard(size: tuple[int, int], cell: int = 10) -> Image.Image:

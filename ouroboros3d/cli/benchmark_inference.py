@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,14 +54,6 @@ class Cost:
     kernels: int | None = None  # launched on CUDA
     peak_gib: float | None = None  # of CUDA memory
 
-    def times(self, count: float) -> Cost:
-        return Cost(None if self.seconds is None else self.seconds * count, self.tflop * count)
-
-
-def total(costs: Sequence[Cost]) -> Cost:
-    timed = all(cost.seconds is not None for cost in costs)
-    return Cost(sum(c.seconds for c in costs) if timed else None, sum(c.tflop for c in costs))
-
 
 def part_calls(models: Models, config: Config, device: torch.device) -> dict[str, Callable[[], object]]:
     """Each part of a run as a call without arguments, on inputs of the right shapes."""
@@ -72,23 +65,17 @@ def part_calls(models: Models, config: Config, device: torch.device) -> dict[str
     unet, svd, lgm, model = models.unet, models.svd, models.lgm, config.model
     cameras, size, latent = build_cameras(config).to(device), model.image_size, model.image_size // svd.downscale
     views, dtype = cameras.num_views, unet.unet.dtype
-    image, x0 = (
-        torch.zeros(1, 3, size, size, device=device),
-        torch.zeros(1, views, model.vae.latent_channels, latent, latent, device=device),
-    )
-    maps = {name: torch.zeros(1, views, 3, size, size, device=device) for name in unet.config.feedback}
-    rays, features, lgm_rays = (
-        unet.encode_cameras(cameras, latent),
-        unet.encode_feedback(maps),
-        lgm.encode_cameras(cameras),
-    )
-    noise_level = torch.zeros((), device=device)
-    decoded = torch.zeros(1, views, 3, size, size, device=device)
+    zeros = partial(torch.zeros, device=device)
+    image, x0 = zeros(1, 3, size, size), zeros(1, views, model.vae.latent_channels, latent, latent)
+    decoded, noise_level = zeros(1, views, 3, size, size), zeros(())
+    maps = dict.fromkeys(unet.config.feedback, decoded)
+    rays, lgm_rays = unet.encode_cameras(cameras, latent), lgm.encode_cameras(cameras)
+    features = unet.encode_feedback(maps)
 
     def predict(halves: int) -> object:
         sample = torch.cat([x0, x0], dim=2).repeat(halves, 1, 1, 1, 1).to(dtype)
-        context = torch.zeros(halves, 1, model.image_encoder.projection_dim, device=device, dtype=dtype)
-        ids = time_ids(unet.config.micro_conditions, torch.zeros(halves, device=device))
+        context = zeros(halves, 1, model.image_encoder.projection_dim, dtype=dtype)
+        ids = time_ids(unet.config.micro_conditions, zeros(halves))
         given = sample, noise_level, context, ids, rays.repeat(halves), features.repeat(halves)
         return unet(*given, conditional_half=halves == 1)
 
@@ -116,32 +103,21 @@ def part_calls(models: Models, config: Config, device: torch.device) -> dict[str
 def measure(call: Callable[[], object], device: torch.device, timer: Callable[[], float], repeats: int) -> Cost:
     import torch
 
-    from ouroboros3d.timing import count_tflop
+    from ouroboros3d.timing import count_tflop, seconds_of
 
-    cuda = device.type == "cuda"
-
-    def timed(call: Callable[[], object]) -> float:
-        if cuda:
-            torch.cuda.synchronize(device)
-        start = timer()
-        call()
-        if cuda:
-            torch.cuda.synchronize(device)
-        return timer() - start
-
-    tflop: list[float] = []
-    seconds = timed(lambda: tflop.append(count_tflop(call)))
+    cuda, tflop = device.type == "cuda", []
+    seconds = seconds_of(lambda: tflop.append(count_tflop(call)), device, timer)
     if device.type == "meta":
         return Cost(None, tflop[0])
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     if repeats:
-        seconds = sum(timed(call) for _ in range(repeats)) / repeats
+        seconds = sum(seconds_of(call, device, timer) for _ in range(repeats)) / repeats
     if not cuda:
         return Cost(seconds, tflop[0])
     peak = torch.cuda.max_memory_allocated(device) / 2**30
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        timed(call)
+        seconds_of(call, device)
     kernels = sum(event.count for event in profile.key_averages() if event.device_type.name == "CUDA")
     return Cost(seconds, tflop[0], kernels, peak)
 
@@ -166,7 +142,9 @@ def run_cost(config: Config, parts: dict[str, Cost]) -> Cost:
         "render": made,
     }
     counts[in_loop] = counts.get(in_loop, 0) + made - 1
-    return total([parts[name].times(n) for name, n in counts.items() if n and (name in parts or name != "render")])
+    used = [(parts[name], n) for name, n in counts.items() if n and (name in parts or name != "render")]
+    timed = all(part.seconds is not None for part, _ in used)
+    return Cost(sum(part.seconds * n for part, n in used) if timed else None, sum(part.tflop * n for part, n in used))
 
 
 def main(arguments: list[str]) -> None:

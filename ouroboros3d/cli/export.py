@@ -13,10 +13,8 @@ FSDP2 or Lightning), but not its EMA weights.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ouroboros3d.cli.options import ConfigParser, say_loading
-from ouroboros3d.config.loading import load_config, save_model_config
+from ouroboros3d.config.loading import load_config
 from ouroboros3d.files import check_writable_dir
 
 
@@ -39,17 +37,12 @@ def main(arguments: list[str]) -> None:
     say_loading()
     import torch
 
-    from ouroboros3d.build import build_models
-    from ouroboros3d.diffusion import euler_schedule
-    from ouroboros3d.models.weights import load_trained, save_checkpoint, save_diffusers
+    from ouroboros3d.build import build_models, save_models
+    from ouroboros3d.models.weights import load_trained
 
     models = build_models(config.model)
     if options.trained is not None:
         load_trained(options.trained, models)
-    dtype = getattr(torch, options.dtype)
-    if options.layout == "release":
-        save_checkpoint(options.out, models, dtype=dtype, frozen=config.model.pretrained.svd is None)
-    else:
-        save_diffusers(options.out, models, euler_schedule(config.sampler.scheduler, config.sampler.steps), dtype)
-    save_model_config(config, Path(options.out) / "config.yaml")
+    own_parts = config.model.pretrained.svd is None
+    save_models(options.out, models, config, options.layout, own_parts, getattr(torch, options.dtype))
     print(f"wrote {options.out}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,25 +62,23 @@ def parse_stage(text: str) -> tuple[str, float]:
 
 def step_seconds(name: str, config: Config, device: torch.device) -> float:
     """Wall seconds of one forward and backward pass, the second of two: the first compiles kernels."""
-    import torch
-
     from ouroboros3d.data.batch import OrbitBatch
     from ouroboros3d.data.splits import build_dataset
+    from ouroboros3d.objective import HALF
+    from ouroboros3d.timing import seconds_of
+    from ouroboros3d.training.dry_run import run_step
 
     objective = stage_objective(name, config, device).train()
     dataset = build_dataset(config, "train")
     items = itertools.islice(itertools.cycle([dataset[i] for i in range(len(dataset))]), config.train.batch_size)
     batch = OrbitBatch.collate(list(items)).to(device)
-    precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.train.mixed_precision]
-    for step in range(2):
-        start = time.perf_counter()
-        draws = objective.draw(config.train.seed, step, list(range(config.train.batch_size)), batch)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            losses = objective(batch, draws)
-        losses["total"].backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    return time.perf_counter() - start
+
+    def step(index: int) -> None:
+        draws = objective.draw(config.train.seed, index, list(range(config.train.batch_size)), batch)
+        run_step(objective, batch, draws, HALF.get(config.train.mixed_precision))
+
+    step(0)
+    return seconds_of(lambda: step(1), device)
 
 
 def stage_objective(name: str, config: Config, device: torch.device) -> torch.nn.Module:

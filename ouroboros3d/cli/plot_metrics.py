@@ -55,15 +55,11 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--labels: one for each of the {len(options.runs)} runs; --smooth: at least 1")
     runs = [read_metrics(run) for run in options.runs]
 
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        1, len(options.metrics), figsize=(4.5 * len(options.metrics), 3.2), squeeze=False, layout="constrained"
-    )
-    for axis, metric in zip(axes[0], options.metrics, strict=True):
+    figure = Figure(figsize=(4.5 * len(options.metrics), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(options.metrics), squeeze=False)[0]
+    for axis, metric in zip(axes, options.metrics, strict=True):
         curves = [(label, *curve(lines, metric, options.smooth)) for label, lines in zip(labels, runs, strict=True)]
         if not any(len(steps) for _, steps, _ in curves):
             names = sorted({name for lines in runs for line in lines for name in line} - {"step", "kind"})
@@ -77,5 +73,4 @@ def main(arguments: list[str]) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(options.out) as path:
         figure.savefig(path, dpi=110)
-    pyplot.close(figure)
     print(f"wrote {options.out}")

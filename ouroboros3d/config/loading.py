@@ -122,6 +122,14 @@ def as_kwargs(config: Any) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.structured(config))
 
 
+def flatten_keys(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"steps": 4}} as {"train.steps": 4}."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        result |= flatten_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return result
+
+
 def save_config(config: Config | dict, path: str | Path) -> None:
     """As YAML with every key; `config` is one, or a dictionary of parts of one."""
     Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ouroboros3d.cameras import Cameras
+from ouroboros3d.tensors import Tensors
 
 
 @dataclass(frozen=True)
-class OrbitBatch:
+class OrbitBatch(Tensors):
     """B objects seen on V cameras."""
 
     images: Tensor  # [B, V, 3, H, W] in [-1, 1]; view 0 is the condition image
@@ -38,16 +39,7 @@ class OrbitBatch:
         return views("", views("extra_", None) if "extra_images" in items[0] else None)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> OrbitBatch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: x.to(device, non_blocking=non_blocking) for k, x in values.items() if hasattr(x, "to")}
-        return replace(self, **moved)
-
-    def pin_memory(self) -> OrbitBatch:
-        """The same in page-locked memory, from which CUDA copies without waiting; the data loader asks for it."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        pinned = {k: x.pin_memory() for k, x in values.items() if hasattr(x, "pin_memory")}
-        cameras = replace(self.cameras, c2w=self.cameras.c2w.pin_memory(), K=self.cameras.K.pin_memory())
-        return replace(self, **pinned, cameras=cameras)
+        return super().to(device, non_blocking=non_blocking)
 
     @property
     def supervised(self) -> OrbitBatch:

@@ -89,11 +89,8 @@ def verdict(rate: float, gpus: int, images: float, cores: int) -> str:
     each = images / VIEWS
     a_gpu = math.ceil(rate / each)
     missing = gpus * a_gpu - cores
-    end = (
-        f"THEY WAIT, {missing} cores are missing: smaller pictures or a cache help"
-        if missing > 0
-        else "they need not wait"
-    )
+    wait = f"THEY WAIT, {missing} cores are missing: smaller pictures or a cache help"
+    end = wait if missing > 0 else "they need not wait"
     return (
         f"{gpus} GPUs x {rate:g} examples/s = {gpus * rate:g}; a worker with a core reads {each:.1f}: "
         f"data.workers={a_gpu} a GPU, {gpus * a_gpu} of {cores} cores: {end}"

@@ -27,7 +27,7 @@ def read_block(folder: Path, shard: str, offset: int, length: int) -> bytes:
     The local copy has holes; an orbit's first 512 bytes, a tar header, are written last. Raises DataError.
     """
     path = folder / shard
-    block = _local_block(path, offset, length)
+    block = local_block(path, offset, length) if path.exists() else b""
     if len(block) == length and any(block[:512]):
         return block
     origin = (folder / ORIGIN).read_text(encoding="utf-8").strip()
@@ -38,7 +38,7 @@ def read_block(folder: Path, shard: str, offset: int, length: int) -> bytes:
             if not partial:
                 source.close()
                 fetch_whole(url, path)
-                return _local_block(path, offset, length)
+                return local_block(path, offset, length)
             with source:
                 block = source.read(length)
             if len(block) == length:
@@ -54,13 +54,10 @@ def read_block(folder: Path, shard: str, offset: int, length: int) -> bytes:
     raise DataError(f"{url}: cannot be fetched; start again when the network is back")
 
 
-def _local_block(path: Path, offset: int, length: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(length)
-    except FileNotFoundError:
-        return b""
+def local_block(path: Path, offset: int, length: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(length)
 
 
 def _keep(path: Path, offset: int, block: bytes) -> None:

@@ -27,6 +27,8 @@ from ouroboros3d.files import read_list
 
 RENDER_AGAIN = "render this orbit again or take its id out of the list"
 RIGID = 1e-3  # by how much R^T R may differ from 1: float32 matrices that were multiplied a few times still pass
+# Errors of a file that will be there the next time too.
+LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 _log = logging.getLogger(__name__)
 
 
@@ -192,11 +194,8 @@ def read_depth(file: File, frames: int) -> Tensor:
 def _read(file: File, hint: str = RENDER_AGAIN) -> bytes:
     try:
         return file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise DamagedOrbit(f"{file}: cannot be read ({one_line(error)}); {hint}") from error
-    except ValueError as error:  # a name with a zero byte
-        raise DamagedOrbit(f"{file}: cannot be read ({error}); {hint}") from error
-    except OSError as error:  # the disk's or the network's, which may be over the next time: no reason to replace it
-        if error.errno == errno.ENAMETOOLONG:
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno in LASTING:  # a name with a zero byte is a ValueError
             raise DamagedOrbit(f"{file}: cannot be read ({one_line(error)}); {hint}") from error
+        # The disk's or the network's, which may be over the next time: no reason to replace the orbit.
         raise DataError(f"{file}: cannot be read ({one_line(error)}); see whether its disk is well") from error

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from ouroboros3d.data.blocks import INDEX, ORIGIN, read_block
+from ouroboros3d.data.blocks import INDEX, ORIGIN, local_block, read_block
 from ouroboros3d.data.orbit_files import RENDER_AGAIN, DamagedOrbit, DataError, Folder
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import atomic_path
@@ -62,7 +62,6 @@ class Shards:
     def __init__(self, root: Path, ids: Sequence[str]) -> None:
         """Raises DataError if the index cannot be read. An id that is not in it is a damaged orbit."""
         self.root, self.ids, self._remote = root, ids, (root / ORIGIN).is_file()
-        self._shards: list[str] = []
         # Arrays, not objects: they are small for millions of orbits, and workers share them.
         self._where = np.full((len(ids), 3), -1, dtype=np.int64)  # number of the shard, offset, length
         numbers, positions = {}, {name: k for k, name in enumerate(ids)}
@@ -85,9 +84,7 @@ class Shards:
             if self._remote:
                 block = read_block(self.root, self._shards[shard], offset, length)
             else:
-                with open(path, "rb") as file:
-                    file.seek(offset)
-                    block = file.read(length)
+                block = local_block(path, offset, length)
         except FileNotFoundError as error:
             raise DamagedOrbit(f"{path}: no such shard; {_MAKE_AGAIN}") from error
         except OSError as error:

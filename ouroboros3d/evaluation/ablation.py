@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shlex
@@ -21,11 +20,11 @@ from ouroboros3d.config.loading import load_config, parse_duration
 from ouroboros3d.errors import UserError
 from ouroboros3d.evaluation.ablation_rows import PAPER_STEPS, ROWS, TABLES
 from ouroboros3d.evaluation.bootstrap import Interval
-from ouroboros3d.evaluation.evaluator import batch_size
+from ouroboros3d.evaluation.evaluator import make_batches
 from ouroboros3d.evaluation.result_folder import PICTURES, extreme_rows, picture_path
 from ouroboros3d.evaluation.score_tables import Row as Score
 from ouroboros3d.evaluation.score_tables import align, check_settings, compare, key, read_rows, summarise
-from ouroboros3d.files import PACKAGE, atomic_path, check_writable_dir, locate, write_json, write_whole
+from ouroboros3d.files import PACKAGE, atomic_path, check_writable_dir, locate, write_csv, write_json, write_whole
 from ouroboros3d.models.weights import find_weights
 from ouroboros3d.visualize import save_image, stack_with_headings, table_row
 
@@ -73,6 +72,7 @@ class Ablation:
 
     def __init__(self, options: argparse.Namespace, run: Run) -> None:
         self.options, self.overrides, self.run = options, options.overrides, run
+        self.device = ["--device", options.device] if options.device else []
         self.out: Path = options.out
         self.steps = load_config(options.base, self.overrides).sampler.steps
         check_writable_dir(self.out)
@@ -92,13 +92,13 @@ class Ablation:
         layer = OmegaConf.load(locate(f"configs/ablations/{name}.yaml"))
         step = OmegaConf.select(layer, "sampler.feedback_from")
         if step:
-            layer.sampler.feedback_from = scaled_step(step, self.steps)
+            layer.sampler.feedback_from = round(step * self.steps / PAPER_STEPS)
         if self.options.start:
             layer = OmegaConf.merge(layer, {"model": {"pretrained": weights_from(self.options.start.resolve())}})
         path = check_writable_dir(self.out / name) / "row.yaml"
         base = {"base": str(locate(self.options.base).resolve())}
         write_whole(path, OmegaConf.to_yaml(OmegaConf.merge(base, layer)))
-        batch_size(load_config(path, self.overrides), 1)  # what cannot be combined shows before anything is trained
+        make_batches(load_config(path, self.overrides), [0, 1], 1)  # what cannot be combined shows before any training
         return path
 
     def make(self, name: str, seed: int) -> list[Score]:
@@ -116,13 +116,9 @@ class Ablation:
         arguments = ["--config", str(self.config_file(name)), "--list", options.list, "--out", str(folder)]
         arguments += ["--seeds", *map(str, options.seeds), "--objects", str(options.objects), "--no_baselines"]
         arguments += ["--batch", str(options.batch), "--dtype", options.dtype]
-        arguments += ["--device", options.device] if options.device else []
-        trained = weights_from(training / "export")
-        arguments += [
-            *self.overrides,
-            *(f"model.pretrained.{k}={'null' if v is None else v}" for k, v in trained.items()),
-        ]
-        self.run("evaluate", arguments)
+        trained = weights_from(training / "export").items()
+        arguments += [*self.overrides, *(f"model.pretrained.{k}={'null' if v is None else v}" for k, v in trained)]
+        self.run("evaluate", [*arguments, *self.device])
 
     def _train(self, name: str, seed: int, folder: Path) -> None:
         options = self.options
@@ -132,9 +128,7 @@ class Ablation:
             changes += [f"train.steps={options.steps}", "train.time_budget=''"]
         else:
             changes += [f"train.steps={10**9}", f"train.time_budget={options.budget}"]
-        arguments = ["--config", str(self.config_file(name)), *self.overrides, *changes]
-        arguments += ["--device", options.device] if options.device else []
-        self.run("train", arguments)
+        self.run("train", ["--config", str(self.config_file(name)), *self.overrides, *changes, *self.device])
         if not finished(folder, options.steps, options.budget):
             raise UserError(f"{folder}: the training stopped before its end; the same command goes on from here")
 
@@ -143,11 +137,6 @@ def weights_from(folder: Path) -> dict[str, str | None]:
     """`model.pretrained` that takes every part a checkpoint folder has from there, whatever the base names."""
     own = [part for part in ("vae", "image_encoder") if find_weights(folder, part)]
     return {"checkpoint": str(folder), **dict.fromkeys([*own, "lgm", "unet"])}
-
-
-def scaled_step(step: int, steps: int) -> int:
-    """Step `step` of the paper's 25, in a loop of `steps`."""
-    return round(step * steps / PAPER_STEPS)
 
 
 def finished(folder: Path, steps: int | None, budget: str | None) -> bool:
@@ -211,13 +200,14 @@ def report(out: Path, made: dict[str, Result], protocol: str) -> str:
     write_whole(out / "table.md", "\n".join(markdown))
     values = {name: {"title": ROWS[name].title, "paper": ROWS[name].paper, **asdict(r)} for name, r in made.items()}
     write_json(out / "table.json", {"protocol": protocol, "rows": values})
-    with atomic_path(out / "table.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["row", "column", *Interval.__dataclass_fields__, "minus_full", "minus_low", "minus_high"])
-        for name, result in made.items():
-            for column, value in result.scores.items():
-                d = result.minus_full.get(column)
-                writer.writerow([name, column, *asdict(value).values(), *([d.mean, d.low, d.high] if d else [""] * 3)])
+    rows = []
+    for name, result in made.items():
+        for column, value in result.scores.items():
+            d = result.minus_full.get(column)
+            minus = {"minus_full": d.mean, "minus_low": d.low, "minus_high": d.high} if d else {}
+            rows.append({"row": name, "column": column, **asdict(value), **minus})
+    columns = ["row", "column", *Interval.__dataclass_fields__, "minus_full", "minus_low", "minus_high"]
+    write_csv(out / "table.csv", columns, rows)
     plot(out / "plot.png", made)
     return "\n".join(text)
 
@@ -246,13 +236,11 @@ def comparison(out: Path, names: list[str], train_seed: int, seed: int) -> Image
 def plot(path: Path, made: dict[str, Result]) -> None:
     """Left the 3D's PSNR against the full row's, ours with its interval and the paper's; right the gap between views
     and 3D."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     names = [name for name in ROWS if name in made]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.45 * len(names) + 1.6), sharey=True)
+    figure = Figure(figsize=(11, 0.45 * len(names) + 1.6), layout="tight")
+    left, right = figure.subplots(1, 2, sharey=True)
     places = range(len(names), 0, -1)
     for y, name in zip(places, names, strict=True):
         paper = ROWS[name].paper
@@ -272,10 +260,8 @@ def plot(path: Path, made: dict[str, Result]) -> None:
     for axis in (left, right):
         axis.axvline(0, color="grey", linewidth=0.8)
     left.legend(loc="best", fontsize=8)
-    figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
-    plt.close(figure)
 
 
 def _once(axis: object, label: str) -> str | None:

@@ -6,9 +6,8 @@ finished 3D at novel views.
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from ouroboros3d.evaluation.bootstrap import bootstrap_mean
 from ouroboros3d.evaluation.examples import Example
 from ouroboros3d.evaluation.metrics import psnr
+from ouroboros3d.files import read_table
 from ouroboros3d.inference.candidates import score_parts
 from ouroboros3d.pipeline import Ouroboros3DPipeline
 
@@ -29,9 +29,8 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of an earlier run, none without one."""
     if not path.is_file():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        text = ("object", "kind")
-        return [{k: v if k in text else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    text = ("object", "kind")
+    return [{k: v if k in text else float(v) for k, v in row.items()} for row in read_table(path, COLUMNS)]
 
 
 @torch.no_grad()
@@ -65,9 +64,8 @@ SCORES: dict[str, Score] = {
 
 def seed_table(rows: list[Row]) -> Iterator[str]:
     """PSNR of the chosen seed, by score and step, beside the mean and the best."""
-    groups = by_object_and_step(row for row in rows if row["kind"] == "seed")
-    steps = sorted({step for _, step in groups})
-    last = [group for (_, step), group in groups.items() if step == steps[-1]]
+    steps = by_step(rows, "seed")
+    last = [*steps.values()][-1]
     count = len(last[0])
     psnrs = [[row["psnr"] for row in group] for group in last]
     yield f"{count} seeds, {len(last)} objects: PSNR of the 3D at novel views, dB [95 % interval over objects]"
@@ -75,21 +73,17 @@ def seed_table(rows: list[Row]) -> Iterator[str]:
     gain = bootstrap_mean([np.max(p) - np.mean(p) for p in psnrs])
     yield f"best candidate   {bootstrap_mean([np.max(p) for p in psnrs]).text()}   minus mean {gain.text(sign=True)}"
     for name, score in SCORES.items():
-        for step in steps:
-            chosen, differences = [], []
-            for group in (group for (_, s), group in groups.items() if s == step):
-                best = max(group, key=score)["psnr"]
-                chosen.append(best)
-                differences.append(best - np.mean([row["psnr"] for row in group]))
-            difference = bootstrap_mean(differences).text(sign=True)
+        for step, groups in steps.items():
+            chosen = [max(group, key=score)["psnr"] for group in groups]
+            means = [np.mean([row["psnr"] for row in group]) for group in groups]
+            difference = bootstrap_mean(np.subtract(chosen, means)).text(sign=True)
             yield f"chosen by {name} at step {step:.0f}   {bootstrap_mean(chosen).text()}   minus mean {difference}"
 
 
 def elevation_table(rows: list[Row]) -> Iterator[str]:
     """How far the chosen elevation is from the true one, by score and step, beside guesses that look at nothing."""
-    groups = by_object_and_step(row for row in rows if row["kind"] == "elevation")
-    steps = sorted({step for _, step in groups})
-    last = [group for (_, step), group in groups.items() if step == steps[-1]]
+    steps = by_step(rows, "elevation")
+    last = [*steps.values()][-1]
     yield f"{len(last[0])} elevations, {len(last)} objects: degrees off, and PSNR of the 3D at novel views"
     grid = sorted({row["elevation"] for row in last[0]})
     for guess in grid:
@@ -97,9 +91,8 @@ def elevation_table(rows: list[Row]) -> Iterator[str]:
     nearest = "the true one, as near as the candidates have it"
     yield _elevation_line(nearest, last, lambda row: -abs(row["elevation"] - row["true_elevation"]))
     for name, score in SCORES.items():
-        for step in steps:
-            own = [group for (_, s), group in groups.items() if s == step]
-            yield _elevation_line(f"chosen by {name} at step {step:.0f}", own, score)
+        for step, groups in steps.items():
+            yield _elevation_line(f"chosen by {name} at step {step:.0f}", groups, score)
 
 
 def _elevation_line(name: str, groups: list[list[Row]], score: Score) -> str:
@@ -108,8 +101,10 @@ def _elevation_line(name: str, groups: list[list[Row]], score: Score) -> str:
     return f"{name}   {off.text(1)} degrees   {bootstrap_mean([row['psnr'] for row in chosen]).text()} dB"
 
 
-def by_object_and_step(rows: Iterable[Row]) -> dict[tuple[str, float], list[Row]]:
-    groups: dict[tuple[str, float], list[Row]] = defaultdict(list)
+def by_step(rows: list[Row], kind: str) -> dict[float, list[list[Row]]]:
+    """The steps in order, each with the rows of every object."""
+    steps: dict[float, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        groups[row["object"], row["step"]].append(row)
-    return groups
+        if row["kind"] == kind:
+            steps[row["step"]][row["object"]].append(row)
+    return {step: [*steps[step].values()] for step in sorted(steps)}

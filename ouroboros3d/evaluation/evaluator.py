@@ -133,12 +133,10 @@ def evaluate(models: Models, config: Config, device: torch.device, options: Opti
     objects = [object_of(dataset.root, name) for name in dataset.ids]
     chosen = choose_orbits(objects, options.objects, options.every_orbit)
     notes += _overlap(training, {objects[i] for i in chosen})
-    size = batch_size(config, options.batch)
-    batches = [(seed, part) for seed in options.seeds for part in _chunks(chosen, size, config)]
+    batches = [(seed, part) for seed in options.seeds for part in make_batches(config, chosen, options.batch)]
 
     store = Store(options.out, settings(models, config, options, lpips, baselines)) if options.out else Store()
-    finished = store.start(state)
-    whole = config.sampler.feedback_of == "another"  # then the batch belongs to the result
+    finished, whole = store.start(state), fixed_batches(config)
     pending = []
     for seed, part in batches:
         missing = [i for i in part if (dataset.ids[i], seed) not in finished]
@@ -177,26 +175,26 @@ def choose_orbits(objects: Sequence[str], count: int = 0, every_orbit: bool = Fa
     return [i for group in spread_evenly(list(groups.values()), count) for i in (group if every_orbit else group[:1])]
 
 
-def batch_size(config: Config, asked: int) -> int:
-    """1 where the conventions mix the samples of a batch (the release's context order and decoding in chunks)."""
-    mixes = config.model.conventions.mix_samples
-    if config.sampler.feedback_of == "another":
-        if mixes:
-            raise ConfigError(
-                "sampler.feedback_of = another: needs a batch, which the release's conventions would mix; set "
-                "model.conventions.temporal_context=textbook model.conventions.decode_chunk=0"
-            )
-        return max(asked, 2)
-    return 1 if mixes else max(asked, 1)
+def fixed_batches(config: Config) -> bool:
+    """Whether a batch belongs to the result, because each object sees the feedback of the next in it: a control."""
+    return config.sampler.feedback_of == "another"
 
 
-def _chunks(chosen: list[int], size: int, config: Config) -> list[list[int]]:
+def make_batches(config: Config, chosen: list[int], asked: int) -> list[list[int]]:
+    """`chosen` in parts of `asked`; of 1 where the conventions mix the samples of a batch (the release's context order
+    and decoding in chunks), of at least 2 where each object needs another. Raises ConfigError, UserError."""
+    mixes, fixed = config.model.conventions.mix_samples, fixed_batches(config)
+    if mixes and fixed:
+        raise ConfigError(
+            "sampler.feedback_of = another: needs a batch, which the release's conventions would mix; set "
+            "model.conventions.temporal_context=textbook model.conventions.decode_chunk=0"
+        )
+    size = 1 if mixes else max(asked, 2 if fixed else 1)
     parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
-    if config.sampler.feedback_of == "another" and len(parts[-1]) == 1:
+    if fixed and len(parts[-1]) == 1:
         if len(parts) == 1:
             raise UserError("sampler.feedback_of = another: there is no second object; evaluate two or more")
-        last = parts.pop()
-        parts[-1] = parts[-1] + last
+        parts[-2:] = [parts[-2] + parts[-1]]
     return parts
 
 
@@ -239,7 +237,7 @@ def settings(models: Models, config: Config, options: Options, lpips: Lpips | No
         "lpips": config.objective.lpips_network if lpips else None,
         "baselines": config.data.train if baselines else None,
         "points": str(options.points) if options.points else None,
-        "batch": options.batch if config.sampler.feedback_of == "another" else "any",
+        "batch": options.batch if fixed_batches(config) else "any",
     }
 
 

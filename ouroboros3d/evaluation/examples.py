@@ -24,20 +24,18 @@ from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.errors import one_line
 from ouroboros3d.evaluation.bootstrap import spread_evenly
 from ouroboros3d.evaluation.score_tables import object_name
+from ouroboros3d.tensors import Tensors
 
 POINTS = 20_000  # at most, of either side of a Chamfer distance
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(Tensors):
     """V true pictures and where they were taken from."""
 
     images: Tensor  # [V, 3, H, W] in [0, 1]
     alpha: Tensor  # [V, 1, H, W] in [0, 1]
     cameras: Cameras  # one scene
-
-    def to(self, device: torch.device) -> Target:
-        return Target(self.images.to(device), self.alpha.to(device), self.cameras.to(device))
 
 
 @dataclass(frozen=True)

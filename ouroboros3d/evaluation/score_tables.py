@@ -11,12 +11,13 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ouroboros3d.config.loading import flatten_keys
 from ouroboros3d.errors import UserError
 from ouroboros3d.evaluation.bootstrap import Interval, bootstrap_mean, group_means, paired_difference
-from ouroboros3d.files import atomic_path, write_json
+from ouroboros3d.files import write_csv, write_json
 
 Row = dict[str, str | int | float]
 KEYS = ("object", "id", "seed")
@@ -69,12 +70,8 @@ def rounded(value: float) -> float:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Atomically, sorted by seed and id."""
-    columns = [*KEYS, *dict.fromkeys(c for row in rows for c in row if c not in KEYS and not _empty(row[c]))]
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for row in sorted(rows, key=lambda row: (row["seed"], row["id"])):
-            writer.writerow({c: "" if _empty(row.get(c, "")) else _cell(row[c]) for c in columns})
+    ordered = sorted(rows, key=lambda row: (row["seed"], row["id"]))
+    write_csv(path, [*KEYS, *number_columns(rows)], ({c: _cell(v) for c, v in row.items()} for row in ordered))
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -159,22 +156,15 @@ def check_settings(folder: Path, settings: dict, occupied: bool) -> None:
             there = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path}: is damaged ({error}); choose another --out or remove {folder}") from None
-        differences = list(_differences(own, there))
+        one, other = flatten_keys(own), flatten_keys(there)
+        keys = [k for k in dict.fromkeys([*one, *other]) if one.get(k) != other.get(k)]
+        differences = [f"{k} is {other.get(k)} there, {one.get(k)} here" for k in keys]
         if differences:
             raise UserError(
                 f"{folder}: holds results of other settings ({'; '.join(differences[:3])}); choose another --out or "
                 "remove that folder"
             )
     write_json(path, own)
-
-
-def _differences(own: object, there: object, name: str = "") -> Iterator[str]:
-    """ "sampler.steps is 20 there, 25 here" of nested dictionaries."""
-    if isinstance(own, dict) and isinstance(there, dict):
-        for k in dict.fromkeys([*own, *there]):
-            yield from _differences(own.get(k), there.get(k), f"{name}.{k}" if name else k)
-    elif own != there:
-        yield f"{name} is {there} there, {own} here"
 
 
 def align(lines: Sequence[Sequence[str]]) -> str:
@@ -190,7 +180,7 @@ def _empty(value: str | int | float) -> bool:
 
 
 def _cell(value: str | int | float) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "" if _empty(value) else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _value(column: str, text: str) -> str | int | float:

@@ -33,11 +33,6 @@ TURN = 10.0  # degrees a frame of the turntables
 Pictures = dict[str, Image.Image | list[np.ndarray]]  # a list is a video's frames, uint8 [H, W, 3]
 
 
-def spread_items(dataset: Dataset | list[dict], count: int) -> list[dict]:
-    """`count` items spread evenly over the dataset."""
-    return [dataset[i] for i in spread_evenly(range(len(dataset)), count)]
-
-
 Scores = dict[str, list[float]]  # a number per object
 
 
@@ -68,7 +63,8 @@ class Validation:
     ) -> None:
         """`objects` of the dataset are looked at, by default `train.validate_objects`."""
         self.models, self.config = models, config
-        self.items = spread_items(dataset, objects or config.train.validate_objects)
+        chosen = spread_evenly(range(len(dataset)), objects or config.train.validate_objects)
+        self.items = [dataset[i] for i in chosen]
         self.scorer = Scorer(models, config)
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from ouroboros3d.cameras import Cameras, opengl_to_opencv
+from ouroboros3d.cameras import Cameras, opengl_to_opencv, turn_about_x
 from ouroboros3d.errors import UserError
 from ouroboros3d.export.frames import ExportError, turn_degrees, visible
 from ouroboros3d.export.object3d import Object3D
@@ -97,10 +97,8 @@ def _load_glb(path: Path, turn: float):
 
     scene = _module("trimesh").load(path, process=False)
     (loaded,) = scene.geometry.values()
-    one = torch.from_numpy(np.array(loaded.vertices))[None]
-    zeros, unit = torch.zeros_like(one), torch.tensor([1.0, 0, 0, 0], dtype=one.dtype).expand(1, one.shape[1], 4)
-    vertices = Gaussians(one, unit, zeros, zeros[..., 0], zeros).turned(-turn).means[0].numpy()
-    faces = np.array(loaded.faces)
+    vertices, faces = torch.from_numpy(np.array(loaded.vertices)), np.array(loaded.faces)
+    vertices = (vertices @ turn_about_x(turn, vertices)[:3, :3]).numpy()  # back, by the transpose
     texture = getattr(loaded.visual.material, "baseColorTexture", None) if loaded.visual.kind == "texture" else None
     if texture is not None:
         uv = np.array(loaded.visual.uv) * [1, -1] + [0, 1]  # trimesh counts from the lower edge
@@ -159,9 +157,7 @@ def transforms_psnr(object3d: Object3D, path: Path, ending: str, up: str = "z", 
     document = json.loads((path / "transforms.json").read_text())
     cameras, pictures = posed_pictures(object3d, size)
     poses = torch.tensor([frame["transform_matrix"] for frame in document["frames"]], dtype=torch.float64)
-    angle = math.radians(-turn_degrees(up, object3d.elevation))
-    cos, sin = math.cos(angle), math.sin(angle)
-    back = torch.tensor([[1, 0, 0, 0], [0, cos, -sin, 0], [0, sin, cos, 0], [0, 0, 0, 1]], dtype=torch.float64)
+    back = turn_about_x(-turn_degrees(up, object3d.elevation), poses)
     focal = 0.5 / math.tan(document["camera_angle_x"] / 2)
     K = torch.tensor([[focal, 0, 0.5], [0, focal, 0.5], [0, 0, 1]]).expand(1, len(poses), 3, 3)
     read = Cameras((back @ opengl_to_opencv(poses)).float()[None], K)

@@ -38,17 +38,17 @@ def upright(object3d: Object3D, up: str) -> Gaussians:
     return unit_quaternions(visible(object3d.gaussians)).turned(turn_degrees(up, object3d.elevation))
 
 
-def visible(gaussians: Gaussians, min_opacity: float = MIN_OPACITY) -> Gaussians:
+def visible(gaussians: Gaussians) -> Gaussians:
     """The Gaussians of one scene that can be seen, on the CPU in float32. Raises ExportError for NaN or if none can."""
     if gaussians.means.shape[0] != 1:
         raise ValueError(f"an export holds one scene, got a batch of {gaussians.means.shape[0]}")
-    rows = gaussians.detach().to(torch.float32).to("cpu").to_tensor()[0]
-    if not rows.isfinite().all():
+    scene = gaussians.detach().to(torch.float32).to("cpu")
+    if not scene.to_tensor().isfinite().all():
         raise ExportError("the Gaussians hold NaN or infinity; no file can show them")
-    opacities = Gaussians.from_tensor(rows[None]).opacities[0]
-    if not (opacities >= min_opacity).any():
-        raise ExportError(f"the object has no visible Gaussians: none is as opaque as {min_opacity}")
-    return Gaussians.from_tensor(rows[opacities >= min_opacity][None])
+    keep = scene.opacities[0] >= MIN_OPACITY
+    if not keep.any():
+        raise ExportError(f"the object has no visible Gaussians: none is as opaque as {MIN_OPACITY}")
+    return scene.map(lambda x: x[:, keep])
 
 
 def unit_quaternions(gaussians: Gaussians, tolerance: float = 1e-4) -> Gaussians:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ouroboros3d.cameras import Cameras, opengl_to_opencv, orbit
+from ouroboros3d.cameras import Cameras, opengl_to_opencv, orbit, turn_about_x
 from ouroboros3d.export.frames import ExportError, turn_degrees
 from ouroboros3d.export.object3d import Object3D
 from ouroboros3d.files import staged, write_lines
@@ -59,10 +59,8 @@ def write_transforms(object3d: Object3D, path: Path, up: str = "z", size: int | 
     which the object stands upright, by NeRF's convention with z up.
     """
     cameras, pictures = posed_pictures(object3d, size)
-    angle = math.radians(turn_degrees(up, object3d.elevation))
-    cos, sin = math.cos(angle), math.sin(angle)
-    turn = torch.tensor([[1, 0, 0, 0], [0, cos, -sin, 0], [0, sin, cos, 0], [0, 0, 0, 1]], dtype=torch.float64)
-    poses = opengl_to_opencv(turn @ cameras.c2w[0].double().cpu())  # its own inverse
+    poses = cameras.c2w[0].double().cpu()
+    poses = opengl_to_opencv(turn_about_x(turn_degrees(up, object3d.elevation), poses) @ poses)  # its own inverse
     pixels, (height, width) = pictures.shape[-1], pictures.shape[-2:]
     fx, fy, cx, cy = (float(cameras.K[0, 0, i, j]) * pixels for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
     frames = [{"file_path": f"images/{i:03d}.png", "transform_matrix": pose.tolist()} for i, pose in enumerate(poses)]

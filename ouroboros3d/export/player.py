@@ -27,7 +27,7 @@ from ouroboros3d.export.object3d import Object3D
 from ouroboros3d.export.packing import pack
 from ouroboros3d.files import write_whole
 from ouroboros3d.gaussians import TURN_COMMENT, Gaussians
-from ouroboros3d.visualize import to_uint8, view_grid
+from ouroboros3d.visualize import shrink, to_uint8, view_grid
 
 COLUMNS = 4  # of a sheet of views
 PICTURE = 128  # pixels a side of a view, at most
@@ -108,11 +108,10 @@ def step_data(
     index: int = 0,
     sigma: float | None = None,
     pictures: Mapping[str, Tensor] | None = None,
-    size: int = PICTURE,
 ) -> dict[str, Any]:
-    """One step: its Gaussians (B = 1) and its sheets of views [V, 3, H, W] in [0, 1], views at most `size` wide."""
+    """One step: its Gaussians (B = 1) and its sheets of views [V, 3, H, W] in [0, 1]."""
     packed = pack(gaussians)
-    sheets = {name: sheet_uri(views, size) for name, views in (pictures or {}).items()}
+    sheets = {name: sheet_uri(views) for name, views in (pictures or {}).items()}
     words = base64.b64encode(packed.words.tobytes()).decode()
     return {"index": index, "sigma": sigma, **packed.header(), "gaussians": words, "pictures": sheets}
 
@@ -125,11 +124,9 @@ def ply_frame(elevation: float) -> dict[str, Any]:
     return {"quaternion": [math.cos(angle), math.sin(angle), 0.0, 0.0], "comment": comment}
 
 
-def sheet_uri(views: Tensor, size: int = PICTURE) -> str:
+def sheet_uri(views: Tensor) -> str:
     """[V, 3, H, W] in [0, 1] as one picture of COLUMNS columns in a data: URI."""
-    if views.shape[-1] > size:
-        views = torch.nn.functional.interpolate(views.float(), size=(size, size), mode="area")
-    return picture_uri(view_grid(views, COLUMNS))
+    return picture_uri(view_grid(shrink(views, PICTURE), COLUMNS))
 
 
 def picture_uri(picture: Image.Image, size: int | None = None) -> str:

@@ -32,6 +32,13 @@ def to_srgb(picture: Image.Image, name: str, profile: bytes | None = None) -> Im
     return rgb
 
 
+def with_alpha(picture: Image.Image, alpha: Image.Image | int) -> Image.Image:
+    """A copy of an RGBA picture with this alpha channel."""
+    copy = picture.copy()
+    copy.putalpha(alpha)
+    return copy
+
+
 def _split(picture: Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
     """(colours as L, RGB, CMYK or LAB, alpha or None for opaque)."""
     if picture.mode.startswith(("I", "F")):

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ouroboros3d.inference.colour import ImageError
+from ouroboros3d.errors import one_line
+from ouroboros3d.inference.colour import ImageError, with_alpha
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +67,7 @@ def remove_background(picture: Image.Image, name: str) -> Image.Image:
         mask = u2netp_mask(picture)
     if mask.getextrema()[1] <= FAINT:
         raise ImageError(f"{name}: the background removal found no object; {WAY_OUT}")
-    cut = picture.copy()
-    cut.putalpha(mask)
-    return cut
+    return with_alpha(picture, mask)
 
 
 def remove_white(picture: Image.Image, name: str) -> Image.Image:
@@ -83,9 +82,7 @@ def remove_white(picture: Image.Image, name: str) -> Image.Image:
     if background.all() or not background.any():
         what = "is white all over" if background.any() else "has no white background"
         raise ImageError(f"{name}: {what}; leave out --white_background")
-    cut = picture.copy()
-    cut.putalpha(Image.fromarray(np.where(background, 0, 255).astype(np.uint8)))
-    return cut
+    return with_alpha(picture, Image.fromarray(np.where(background, 0, 255).astype(np.uint8)))
 
 
 def u2netp_mask(picture: Image.Image) -> Image.Image:
@@ -110,8 +107,7 @@ def _rembg_mask(picture: Image.Image, name: str) -> Image.Image | None:
     try:
         cut = rembg.remove(picture.convert("RGB"), session=_rembg_session()).convert("RGBA")
     except Exception as error:  # among them every way in which its first download can fail
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        log.warning("%s: rembg could not remove the background (%s); using u2netp instead", name, reason)
+        log.warning("%s: rembg could not remove the background (%s); using u2netp instead", name, one_line(error))
         return None
     return cut.getchannel("A")
 

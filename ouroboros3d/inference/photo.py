@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ouroboros3d.errors import one_line
-from ouroboros3d.inference.colour import ImageError, to_srgb
+from ouroboros3d.inference.colour import ImageError, to_srgb, with_alpha
 from ouroboros3d.inference.cutout import foreground_box, has_mask, remove_background, remove_white
 
 log = logging.getLogger(__name__)
@@ -105,8 +105,7 @@ def cut_out(picture: Image.Image, name: str = "picture", how: bool | str = True)
     True removes the background, "white" removes a product photo's white, False keeps everything. Raises ImageError."""
     if has_mask(picture):
         return picture
-    picture = picture.copy()
-    picture.putalpha(255)  # stray transparent pixels are no hole
+    picture = with_alpha(picture, 255)  # stray transparent pixels are no hole
     if not how:
         return picture
     return (remove_white if how == "white" else remove_background)(picture, name)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ouroboros3d.models.lgm_unet import SKIP_SCALE
+from ouroboros3d.models.lgm_unet import SKIP_SCALE, ResnetBlock
 from ouroboros3d.models.weights import CheckpointError, read_state
 
 
@@ -52,21 +52,8 @@ def grown(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _passing(identity: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a residual block that returns the first half of its channels; the other half is the skip."""
     width, embedding = len(identity), state["unet.time_embed.2.bias"].numel()
-    inputs = 2 * width
-    convolution = torch.nn.Conv2d(inputs, width, 3, padding=1)
-    shortcut = torch.zeros(width, inputs, 1, 1)
-    shortcut[:, :width, 0, 0] = identity / SKIP_SCALE
-    return {
-        "norm1.weight": torch.ones(inputs),
-        "norm1.bias": torch.zeros(inputs),
-        "conv1.weight": convolution.weight.detach(),
-        "conv1.bias": torch.zeros(width),
-        "norm2.weight": torch.ones(width),
-        "norm2.bias": torch.zeros(width),
-        "conv2.weight": torch.zeros(width, width, 3, 3),
-        "conv2.bias": torch.zeros(width),
-        "shortcut.weight": shortcut,
-        "shortcut.bias": torch.zeros(width),
-        "emb_layers.1.weight": torch.zeros(width, embedding),
-        "emb_layers.1.bias": torch.zeros(width),
-    }
+    block = ResnetBlock(2 * width, width, 1, embedding).requires_grad_(False)
+    for values in (block.conv1.bias, *block.conv2.parameters(), *block.shortcut.parameters()):
+        values.zero_()
+    block.shortcut.weight[:, :width, 0, 0] = identity / SKIP_SCALE
+    return block.state_dict()

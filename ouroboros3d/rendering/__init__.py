@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 
@@ -64,7 +65,7 @@ def render(
     device = gaussians.means.device
     if backend == "auto":
         backend = "gsplat" if device.type == "cuda" else "cpu"
-    cameras = Cameras(cameras.c2w.detach(), cameras.K.detach())
+    cameras = cameras.detach()
     background = torch.as_tensor(background, dtype=torch.float32, device=device).detach()
     if background.shape not in ((3,), (cameras.batch_size, 3)):
         raise ValueError(f"background must be [3] or [B, 3], got shape {tuple(background.shape)}")
@@ -73,18 +74,13 @@ def render(
         colour = background[:, None, :, None, None].to(black.rgb.dtype)
         return Rendering(black.rgb + (1 - black.alpha) * colour, black.depth, black.alpha)
 
-    if backend == "cpu":
-        if device.type != "cpu":
-            raise ValueError(f"the cpu renderer wants CPU tensors, got {device}")
-        from ouroboros3d.rendering.cpu import rasterize
-    elif backend == "gsplat":
-        if device.type != "cuda":
-            raise ValueError(f"gsplat renders CUDA tensors only, got {device}; backend='cpu' renders these")
-        from ouroboros3d.rendering.gsplat_backend import rasterize
-    else:
-        from ouroboros3d.rendering.dense import rasterize
+    if backend == "cpu" and device.type != "cpu":
+        raise ValueError(f"the cpu renderer wants CPU tensors, got {device}")
+    if backend == "gsplat" and device.type != "cuda":
+        raise ValueError(f"gsplat renders CUDA tensors only, got {device}; backend='cpu' renders these")
+    module = importlib.import_module(f"{__name__}.{'gsplat_backend' if backend == 'gsplat' else backend}")
     with torch.autocast(device.type, enabled=False):  # half precision would move the Gaussians by pixels
-        return rasterize(gaussians, cameras, size, background, RULES[rules], float(near), float(far))
+        return module.rasterize(gaussians, cameras, size, background, RULES[rules], float(near), float(far))
 
 
 def check_inputs(gaussians: Gaussians, cameras: Cameras, size: int, near: float, far: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from ouroboros3d.cameras import orbit
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.rendering import render
+from ouroboros3d.timing import seconds_of
 
 VIEWS = 8
 DENSE_LIMIT = 512 * 64 * 64  # Gaussians x pixels
@@ -27,22 +27,18 @@ def ball(count: int) -> torch.Tensor:
     return torch.cat([means, opacities, scales, quats, rgb], dim=-1)[None]
 
 
-def best_time(work: Callable[[], None], device: str, seconds: float) -> float:
+def best_time(work: Callable[[], None], device: torch.device, seconds: float) -> float:
     """The shortest of the repetitions that fit in `seconds`, at least two, after one that warms up."""
     times: list[float] = []
     work()
     while len(times) < 2 or sum(times) < seconds:
-        start = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(seconds_of(work, device))
     return min(times)
 
 
 def measure(backend: str, count: int, size: int, seconds: float) -> tuple[float, float]:
     """Milliseconds a view: forward, forward and backward."""
-    device = "cuda" if backend == "gsplat" else "cpu"
+    device = torch.device("cuda" if backend == "gsplat" else "cpu")
     cameras = orbit([360 / VIEWS * i for i in range(VIEWS)], elevation=10, relative=False).to(device)
     rows = ball(count).to(device).requires_grad_()
 

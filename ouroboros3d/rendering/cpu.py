@@ -49,13 +49,7 @@ def numba_threads() -> Iterator[None]:
 
 
 def rasterize(
-    gaussians: Gaussians,
-    cameras: Cameras,
-    size: int,
-    background: Tensor,
-    rules: Rules,
-    near: float,
-    far: float,
+    gaussians: Gaussians, cameras: Cameras, size: int, background: Tensor, rules: Rules, near: float, far: float
 ) -> Rendering:
     """See `rendering.render`; float32 whatever the input."""
     gaussians = gaussians.to(torch.float32)

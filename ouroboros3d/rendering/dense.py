@@ -94,13 +94,7 @@ def blend(pixels: Tensor, mean: Tensor, cov: Tensor, box: Tensor, opacity: Tenso
 
 
 def rasterize(
-    gaussians: Gaussians,
-    cameras: Cameras,
-    size: int,
-    background: Tensor,
-    rules: Rules,
-    near: float,
-    far: float,
+    gaussians: Gaussians, cameras: Cameras, size: int, background: Tensor, rules: Rules, near: float, far: float
 ) -> Rendering:
     """See `rendering.render`; float64 whatever the input."""
     gaussians, cameras, background = (x.to(torch.float64) for x in (gaussians, cameras, background))

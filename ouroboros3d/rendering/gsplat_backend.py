@@ -88,13 +88,7 @@ def _no_compiler() -> str:
 
 
 def rasterize(
-    gaussians: Gaussians,
-    cameras: Cameras,
-    size: int,
-    background: Tensor,
-    rules: Rules,
-    near: float,
-    far: float,
+    gaussians: Gaussians, cameras: Cameras, size: int, background: Tensor, rules: Rules, near: float, far: float
 ) -> Rendering:
     """See `rendering.render`; float32 whatever the input.
 

@@ -20,12 +20,12 @@ from ouroboros3d.config.schema import Config, PretrainedConfig
 from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import write_json
-from ouroboros3d.timing import Stopwatch, count_tflop, matrix_rate
+from ouroboros3d.objective import HALF
+from ouroboros3d.timing import Stopwatch, count_tflop, matrix_rate, seconds_of
 from ouroboros3d.training.run_log import peak_memory
 from ouroboros3d.training.setup import build_objective, compile_networks
 from ouroboros3d.training.trainer import Trainer
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Timer = Callable[[], float]
 ROWS = {  # changes of (objective, train)
     "one pass": ({"feedback_probability": 0.0}, {}),
@@ -54,19 +54,12 @@ def measure(trainer: Trainer, steps: int, timer: Timer) -> tuple[float, dict[str
     """Seconds of a whole step and of its parts, and its TFLOP."""
     batches = iter(trainer.loader())
     tflop = count_tflop(lambda: trainer.train_step(batches))  # also compiles kernels and fills caches
-    if cuda := trainer.accelerator.device.type == "cuda":
+    device = trainer.accelerator.device
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    total, parts = 0.0, dict.fromkeys(trainer.clock.seconds, 0.0)
-    for _ in range(steps):
-        trainer.clock.reset()
-        start = timer()
-        trainer.train_step(batches)
-        if cuda:
-            torch.cuda.synchronize()
-        total += (timer() - start) / steps
-        for name, seconds in trainer.clock.seconds.items():
-            parts[name] += seconds / steps
-    return total, parts, tflop
+    trainer.clock.reset()
+    total = sum(seconds_of(lambda: trainer.train_step(batches), device, timer) for _ in range(steps)) / steps
+    return total, {name: seconds / steps for name, seconds in trainer.clock.seconds.items()}, tflop
 
 
 def save_and_resume(
@@ -74,13 +67,9 @@ def save_and_resume(
 ) -> tuple[float, float]:
     """Seconds of writing a checkpoint, and of a new process's reading it."""
     trainer.step = 1
-    start = timer()
-    trainer.save()
-    saved = timer() - start
+    saved = seconds_of(trainer.save, trainer.accelerator.device, timer)
     again = make_trainer(config, dataset, device, timer)
-    start = timer()
-    again.resume()
-    return saved, timer() - start
+    return saved, seconds_of(again.resume, trainer.accelerator.device, timer)
 
 
 def line(row: dict, first: float) -> str:
@@ -114,13 +103,13 @@ def benchmark(options: argparse.Namespace) -> None:
             )
             trainer = make_trainer(changed, dataset, options.device, timer)
             seconds, parts, tflop = measure(trainer, options.steps, timer)
-            device = trainer.accelerator.device
+            device, dtype = trainer.accelerator.device, HALF.get(changed.train.mixed_precision, torch.float32)
             row = {
                 "row": name,
                 "seconds": seconds,
                 "samples_per_second": trainer.global_batch / seconds,
                 "tflop": tflop,
-                "of_limit": tflop / seconds / matrix_rate(device, DTYPES[changed.train.mixed_precision], timer),
+                "of_limit": tflop / seconds / matrix_rate(device, dtype, timer),
                 "peak_gib": peak_memory(device),
                 "parts": parts,
             }

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 
-from ouroboros3d.config.loading import save_config
+from ouroboros3d.config.loading import flatten_keys, save_config
 from ouroboros3d.config.schema import Config
 from ouroboros3d.errors import TrainingError, UserError, one_line
 from ouroboros3d.files import OutputError
@@ -183,14 +183,6 @@ def trainer_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The trainer's state and the flat configuration of a checkpoint; the latter is empty in those of older code."""
     state, path = json.loads((folder / "trainer.json").read_text()), folder / "config.yaml"
     return state, flatten_keys(OmegaConf.to_container(OmegaConf.load(path))) if path.exists() else {}
-
-
-def flatten_keys(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"steps": 4}} as {"train.steps": 4}."""
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        result |= flatten_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return result
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:

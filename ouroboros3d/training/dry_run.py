@@ -26,7 +26,7 @@ from ouroboros3d.interfaces import Rendering
 from ouroboros3d.models.precision import without_autocast
 from ouroboros3d.models.weights import is_hub_id
 from ouroboros3d.needs import GIB, USABLE, AliveBytes, bare_models, cast_fakes, fake_models, smallest_card
-from ouroboros3d.objective import Objective
+from ouroboros3d.objective import Draws, Objective
 from ouroboros3d.training.checkpoints import newest_first
 from ouroboros3d.training.setup import prepare_training
 
@@ -133,14 +133,24 @@ def activation_bytes(config: Config, half_weights: bool = False) -> int:
 
 
 def follow_step(objective: Objective, batch: OrbitBatch, autocast: bool = False) -> int:
-    """Runs one step, forward and backward, with feedback where there is any; the most bytes its tensors had alive."""
-    draws = objective.draw(0, 10**9, list(range(len(batch.ids))), batch)
-    draws = replace(draws, feedback=1.0)  # a number: a tensor without values has no truth
+    """Runs one step; the most bytes its tensors had alive."""
+    draws = feedback_draws(objective, batch)
     with AliveBytes() as alive:
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=autocast):
-            total = objective(batch, draws)["total"]
-        total.backward()
+        run_step(objective, batch, draws, torch.bfloat16 if autocast else None)
     return alive.peak
+
+
+def feedback_draws(objective: Objective, batch: OrbitBatch) -> Draws:
+    """Of a step with feedback, where there is any."""
+    draws = objective.draw(0, 10**9, list(range(len(batch.ids))), batch)
+    return replace(draws, feedback=1.0)  # a number: a tensor without values has no truth
+
+
+def run_step(objective: Objective, batch: OrbitBatch, draws: Draws, half: torch.dtype | None) -> None:
+    """Forward, under autocast to `half` if there is one, and backward."""
+    with torch.autocast(batch.images.device.type, half, enabled=half is not None):
+        total = objective(batch, draws)["total"]
+    total.backward()
 
 
 def blank_batch(config: Config) -> OrbitBatch:

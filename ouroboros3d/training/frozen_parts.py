@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
+from transformers import BatchFeature
 
 from ouroboros3d.config.loading import load_config
 from ouroboros3d.config.schema import Config
@@ -18,7 +20,7 @@ from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.evaluation.bootstrap import spread_evenly
 from ouroboros3d.evaluation.metrics import psnr
-from ouroboros3d.models.svd import make_image_encoder, make_tiny_decoder, make_vae
+from ouroboros3d.models.svd import CLIP_MEAN, CLIP_STD, make_image_encoder, make_tiny_decoder, make_vae
 from ouroboros3d.models.weights import fit_state, read_state, save_tiny_decoder, write_state
 from ouroboros3d.training.trainer import Trainer
 from ouroboros3d.visualize import view_grid
@@ -108,20 +110,15 @@ class TinyDecoderObjective(nn.Module):
         self.decoder = tiny.decoder
 
     @staticmethod
-    def collate(items: list[dict]) -> BatchOfTensors:
-        return BatchOfTensors({key: torch.cat([item[key] for item in items]) for key in ("latents", "views", "alpha")})
+    def collate(items: list[dict]) -> BatchFeature:
+        return BatchFeature({key: torch.cat([item[key] for item in items]) for key in ("latents", "views", "alpha")})
 
-    def draw(self, seed: int, step: int, samples: list[int], batch: BatchOfTensors) -> None:
+    def draw(self, seed: int, step: int, samples: list[int], batch: BatchFeature) -> None:
         """Nothing is drawn."""
 
-    def forward(self, batch: BatchOfTensors, _draws: None) -> dict[str, Tensor]:
+    def forward(self, batch: BatchFeature, _draws: None) -> dict[str, Tensor]:
         difference = opponent(self.decoder(batch["latents"]).float()) - opponent(batch["views"])
         return {"total": ((1 + FOREGROUND_WEIGHT * batch["alpha"]) * difference**2).mean()}
-
-
-class BatchOfTensors(dict):
-    def to(self, device: torch.device) -> BatchOfTensors:
-        return BatchOfTensors({key: x.to(device) for key, x in self.items()})
 
 
 class ContrastiveObjective(nn.Module):
@@ -150,8 +147,6 @@ class ContrastiveObjective(nn.Module):
 
 def normalise(images: Tensor) -> Tensor:
     """[-1, 1] to what CLIP encoders see."""
-    from ouroboros3d.models.svd import CLIP_MEAN, CLIP_STD
-
     mean, std = (images.new_tensor(x)[:, None, None] for x in (CLIP_MEAN, CLIP_STD))
     return (images * 0.5 + 0.5 - mean) / std
 
@@ -164,51 +159,49 @@ def see_colours(vae: nn.Module) -> None:
     weight.copy_(torch.einsum("oihw,ij->ojhw", weight, matrix.to(weight)))
 
 
-def tiny_validation(tiny: nn.Module, vae: nn.Module, config: Config):
+def held_out(config: Config) -> OrbitBatch:
+    """The first orbits of the validation list, `train.validate_objects` at most."""
+    dataset = build_dataset(config, "val")
+    return OrbitBatch.collate([dataset[i] for i in range(min(len(dataset), config.train.validate_objects))])
+
+
+def side_by_side(batch: OrbitBatch, *pictures: Tensor) -> Image:
+    """Rows of an orbit's views, of each of `pictures` [B V, 3, H, W] in [0, 1] in turn."""
+    rows = torch.stack([x.unflatten(0, batch.images.shape[:2]) for x in pictures], dim=1)
+    return view_grid(rows.flatten(0, 2), columns=batch.images.shape[1])
+
+
+@torch.no_grad()
+def score_tiny(tiny: nn.Module, vae: nn.Module, batch: OrbitBatch) -> tuple[dict[str, float], dict[str, Image]]:
     """PSNR of the tiny decoder's views against the VAE's decoder's and against the truth, and their picture."""
-    dataset = build_dataset(config, "val")
-    batch = OrbitBatch.collate([dataset[i] for i in range(min(len(dataset), config.train.validate_objects))])
-
-    @torch.no_grad()
-    def validate() -> tuple[dict[str, float], dict[str, Image]]:
-        images, views = batch.images.flatten(0, 1), batch.images.shape[1]
-        latents = vae.encode(images).latent_dist.mean
-        full = vae.decode(latents, num_frames=views).sample.clamp(-1, 1) * 0.5 + 0.5
-        made = tiny.decode(latents * vae.config.scaling_factor).sample.clamp(-1, 1) * 0.5 + 0.5
-        truth = images * 0.5 + 0.5
-        pairs = torch.stack([x.unflatten(0, batch.images.shape[:2]) for x in (truth, full, made)], dim=1)
-        values = {"psnr_to_full": psnr(made, full).mean().item(), "psnr": psnr(made, truth).mean().item()}
-        return values, {"tiny_decoder": view_grid(pairs.flatten(0, 2), columns=views)}
-
-    return validate
+    images = batch.images.flatten(0, 1)
+    latents = vae.encode(images).latent_dist.mean
+    full = vae.decode(latents, num_frames=batch.images.shape[1]).sample.clamp(-1, 1) * 0.5 + 0.5
+    made = tiny.decode(latents * vae.config.scaling_factor).sample.clamp(-1, 1) * 0.5 + 0.5
+    truth = images * 0.5 + 0.5
+    values = {"psnr_to_full": psnr(made, full).mean().item(), "psnr": psnr(made, truth).mean().item()}
+    return values, {"tiny_decoder": side_by_side(batch, truth, full, made)}
 
 
-def vae_validation(vae: nn.Module, config: Config):
+@torch.no_grad()
+def score_vae(vae: nn.Module, batch: OrbitBatch) -> tuple[dict[str, float], dict[str, Image]]:
     """PSNR over everything and over the foreground of held-out views, and their picture."""
-    dataset = build_dataset(config, "val")
-    batch = OrbitBatch.collate([dataset[i] for i in range(min(len(dataset), config.train.validate_objects))])
-
-    @torch.no_grad()
-    def validate() -> tuple[dict[str, float], dict[str, Image]]:
-        images = batch.images.flatten(0, 1)
-        posterior = vae.encode(images).latent_dist
-        decoded = vae.decode(posterior.mean, num_frames=batch.images.shape[1]).sample.clamp(-1, 1)
-        truth, made = images * 0.5 + 0.5, decoded * 0.5 + 0.5
-        pairs = torch.stack([x.unflatten(0, batch.images.shape[:2]) for x in (truth, made)], dim=1)
-        seen = batch.alpha.flatten(0, 1).expand_as(truth) > 0.5
-        (_, *hues), (_, *made_hues) = (opponent(x * 2 - 1).unbind(1) for x in (truth, made))
-        gain = [(a * b)[seen[:, 0]].sum() / (b * b)[seen[:, 0]].sum() for a, b in zip(made_hues, hues, strict=True)]
-        values = {
-            "red_green": gain[0].item(),  # 1: hues come out as strong as they are, 0: grey
-            "yellow_blue": gain[1].item(),
-            "psnr": psnr(made, truth).mean().item(),
-            "psnr_foreground": psnr(made, truth, batch.alpha.flatten(0, 1) > 0.5).mean().item(),
-            "latent_mean": posterior.mean.mean().item(),
-            "latent_std": posterior.mean.std().item(),
-        }
-        return values, {"vae": view_grid(pairs.flatten(0, 2), columns=batch.images.shape[1])}
-
-    return validate
+    images = batch.images.flatten(0, 1)
+    posterior = vae.encode(images).latent_dist
+    decoded = vae.decode(posterior.mean, num_frames=batch.images.shape[1]).sample.clamp(-1, 1)
+    truth, made = images * 0.5 + 0.5, decoded * 0.5 + 0.5
+    seen = batch.alpha.flatten(0, 1) > 0.5
+    (_, *hues), (_, *made_hues) = (opponent(x * 2 - 1).unbind(1) for x in (truth, made))
+    gain = [(a * b)[seen[:, 0]].sum() / (b * b)[seen[:, 0]].sum() for a, b in zip(made_hues, hues, strict=True)]
+    values = {
+        "red_green": gain[0].item(),  # 1: hues come out as strong as they are, 0: grey
+        "yellow_blue": gain[1].item(),
+        "psnr": psnr(made, truth).mean().item(),
+        "psnr_foreground": psnr(made, truth, seen).mean().item(),
+        "latent_mean": posterior.mean.mean().item(),
+        "latent_std": posterior.mean.std().item(),
+    }
+    return values, {"vae": side_by_side(batch, truth, made)}
 
 
 def train_part(options: argparse.Namespace) -> None:
@@ -225,11 +218,11 @@ def train_part(options: argparse.Namespace) -> None:
             fit_state(module, read_state(start), start)
         else:
             see_colours(module)
-        objective, validate = VAEObjective(module), vae_validation(module, config)
+        objective, validate = VAEObjective(module), partial(score_vae, module, held_out(config))
     if options.part == "tiny_decoder":
         vae, module = module, make_tiny_decoder(config.model.tiny_decoder, config.model.vae.latent_channels)
         dataset = TeacherPairs(dataset, vae, options.orbits)
-        objective, validate = TinyDecoderObjective(module), tiny_validation(module, vae, config)
+        objective, validate = TinyDecoderObjective(module), partial(score_tiny, module, vae, held_out(config))
 
     def export(folder: Path) -> None:
         if options.part == "tiny_decoder":

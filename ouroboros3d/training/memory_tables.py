@@ -14,12 +14,15 @@ from ouroboros3d.build import build_models
 from ouroboros3d.config.schema import Config, PretrainedConfig
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.needs import GIB, loop_bytes, loop_stages, smallest_card
+from ouroboros3d.objective import HALF
 from ouroboros3d.training.dry_run import (
     STRATEGIES,
     activation_bytes,
     blank_batch,
     count_parameters,
     estimate_memory,
+    feedback_draws,
+    run_step,
 )
 from ouroboros3d.training.optimization import make_optimizer
 from ouroboros3d.training.setup import build_objective
@@ -41,24 +44,17 @@ def table(config: Config, processes: int) -> str:
     cases = [(precision, checkpointing) for precision in ("fp32", "bf16") for checkpointing in (False, True)]
     activations = {}
     for strategy, (precision, checkpointing) in tqdm([(s, c) for s in STRATEGIES for c in cases], unit="case"):
-        train = replace(
-            config.train, mixed_precision=precision, gradient_checkpointing=checkpointing, ema_decay=0.0,
-            optimizer="adamw",
-        )  # fmt: skip
-        case = replace(config, train=train)
+        plain = {"mixed_precision": precision, "gradient_checkpointing": checkpointing}
+        plain |= {"ema_decay": 0.0, "optimizer": "adamw"}
+        case = replace(config, train=replace(config.train, **plain))
+        extra = replace(case, train=replace(case.train, ema_decay=0.99, optimizer="adamw_8bit"))
         key = precision, checkpointing, strategy == "zero2" and precision != "fp32"
         if key not in activations:
             activations[key] = activation_bytes(case, half_weights=key[2])
-
-        def total(changes: dict, case=case, strategy=strategy, key=key):
-            changed = replace(case, train=replace(case.train, **changes))
-            return estimate_memory(changed, parameters, activations[key], strategy, processes)
-
-        memory = total({})
-        saved = total({"optimizer": "adamw_8bit"}).optimizer - memory.optimizer
+        memory, other = (estimate_memory(c, parameters, activations[key], strategy, processes) for c in (case, extra))
         cells = [memory.weights, memory.frozen, memory.gradients, memory.optimizer, memory.activations, memory.total]
         numbers = [f"{x / GIB:.1f}" for x in cells]
-        extras = [f"{saved / GIB:+.1f}", f"{total({'ema_decay': 0.99}).ema / GIB:+.1f}"]
+        extras = [f"{(other.optimizer - memory.optimizer) / GIB:+.1f}", f"{other.ema / GIB:+.1f}"]
         numbers += ["none", "none"] if strategy == "fsdp2" else extras  # distributed.py refuses both
         where = [NAMES[strategy], precision, "yes" if checkpointing else "no"]
         lines.append(f"| {' | '.join([*where, *numbers])} |")
@@ -91,14 +87,10 @@ def measure(config: Config) -> None:
     models = build_models(config.model).to("cuda")
     objective = build_objective(models, config)
     optimizer = make_optimizer([p for p in objective.parameters() if p.requires_grad], config.train)
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.train.mixed_precision)
     batch = blank_batch(config).to("cuda")
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):  # the optimiser's states are there from the second on
-        draws = replace(objective.draw(0, 10**9, list(range(len(batch.ids))), batch), feedback=1.0)
-        with torch.autocast("cuda", dtype, enabled=dtype is not None):
-            total = objective(batch, draws)["total"]
-        total.backward()
+        run_step(objective, batch, feedback_draws(objective, batch), HALF.get(config.train.mixed_precision))
         optimizer.step()
         optimizer.zero_grad()
     used, reserved = torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB

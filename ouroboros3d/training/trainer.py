@@ -13,13 +13,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration, gather_object
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -37,27 +37,17 @@ from ouroboros3d.training.sample_order import StepBatches, Stream
 SKIPS = 20  # fp16 steps running whose gradients overflow, which the scaler skips and answers with a smaller scale
 
 
-class TrainingObjective(Protocol):
-    """What the trainer asks of an nn.Module beside its parameters. One with a `clock` (timing.Stopwatch) has the
-    parts it times logged."""
-
-    def collate(self, items: list[dict]) -> Any:
-        """A batch, with `to(device)` and the objects' `ids`."""
-        ...
-
-    def draw(self, seed: int, step: int, samples: list[int], batch: Any) -> Any:
-        """Every random number of a step, from (seed, sample) and (seed, step)."""
-        ...
-
-    def __call__(self, batch: Any, draws: Any) -> dict[str, Tensor]:
-        """Losses by name, "total" the one to minimise."""
-        ...
-
-
 class Trainer:
     """Trains `objective` on `dataset` as `config` says; `validate()` returns metrics and pictures by name (see
     RunLog.validation), `export(folder)` writes the weights for use. Both see the EMA weights where there are any.
     `stopped_by` is the signal that ended `run`, if one did.
+
+    Beside its parameters the objective, an nn.Module, has
+
+        collate(items)                      a batch, with `to(device)` and the objects' `ids`
+        draw(seed, step, samples, batch)    every random number of a step, from (seed, sample) and (seed, step)
+        forward(batch, draws)               losses by name, "total" the one to minimise
+        clock                               if there is one (timing.Stopwatch), the parts it times are logged
 
     `settings`, the whole configuration, is kept in the checkpoints to compare with at a resume; `workers` processes
     load data. Raises ConfigError or TrainingError where this cannot be trained.
