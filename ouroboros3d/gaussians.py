@@ -29,7 +29,6 @@ PLY_PROPERTIES = (
     *("rot_0", "rot_1", "rot_2", "rot_3"),
 )
 MAX_GAUSSIANS = 1 << 22  # that a .ply may hold: 0.5 GB in memory
-# The comment by which `load_ply` finds back to the canonical frame from a file that was turned for viewers.
 TURN_COMMENT = "ouroboros3d: turned {turn!r} degrees about x from the canonical frame; elevation {elevation!r}"
 _TURN = re.compile(r"ouroboros3d: turned (\S+) degrees about x from the canonical frame; elevation (\S+)")
 
@@ -128,7 +127,7 @@ def load_ply(path: str | Path, compatible: bool = True) -> Gaussians:
 
     A file that was turned for viewers comes back to the canonical frame. Raises PlyError.
     """
-    turn, _ = ply_frame(path)
+    turn, _ = ply_frame(path) or (0.0, 0.0)
     try:
         vertex = PlyData.read(str(path))["vertex"]
         columns = [np.asarray(vertex[name], dtype=np.float32) for name in PLY_PROPERTIES]
@@ -144,8 +143,13 @@ def load_ply(path: str | Path, compatible: bool = True) -> Gaussians:
     return gaussians.turned(-turn) if turn else gaussians
 
 
-def ply_frame(path: str | Path) -> tuple[float, float]:
-    """(turn, elevation) in degrees that the comment of a .ply names, zeros if it has none: the file is the canonical
+def turn_comment(turn: float, elevation: float) -> str:
+    """By which `load_ply` finds back to the canonical frame from a file that was turned for viewers."""
+    return TURN_COMMENT.format(turn=float(turn), elevation=float(elevation))
+
+
+def ply_frame(path: str | Path) -> tuple[float, float] | None:
+    """(turn, elevation) in degrees that the comment of a .ply names, None if it has none: the file is the canonical
     frame turned about x, and the input camera looked down from this elevation. Raises PlyError."""
     header = _ply_header(path)
     count = re.search(r"^element vertex (\d+)", header, re.MULTILINE)
@@ -153,7 +157,7 @@ def ply_frame(path: str | Path) -> tuple[float, float]:
         raise PlyError(f"{path}: holds {int(count[1]):,} Gaussians; at most {MAX_GAUSSIANS:,} are read")
     found = _TURN.search(header)
     try:
-        return (float(found[1]), float(found[2])) if found else (0.0, 0.0)
+        return (float(found[1]), float(found[2])) if found else None
     except ValueError as error:
         raise PlyError(f"{path}: its comment {found[0]!r} is damaged: {error}") from error
 

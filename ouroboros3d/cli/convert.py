@@ -55,7 +55,8 @@ def main(arguments: list[str]) -> None:
     from ouroboros3d.gaussians import load_ply, ply_frame
 
     gaussians = load_ply(options.input)
-    elevation = ply_frame(options.input)[1] if options.elevation is None else options.elevation
+    _, elevation = ply_frame(options.input) or (0.0, 0.0)
+    elevation = elevation if options.elevation is None else options.elevation
     object3d = Object3D(gaussians, elevation=elevation)
     check_writable_dir(next(iter(targets.values())).parent)
     for name, path in targets.items():

@@ -5,7 +5,6 @@ Needs the folder that get_furniture.py wrote. Every object is from the test spli
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from ouroboros3d.cli.options import Parser
 from ouroboros3d.datagen.assets import AssetError
 from ouroboros3d.datagen.meshes import load_surface
 from ouroboros3d.datagen.raycast import SKY_DIRECTION, Raycaster, orbit_pose, pixel_directions
+from ouroboros3d.errors import UserError
 from ouroboros3d.files import read_table
 
 SIZE = 512
@@ -98,7 +98,7 @@ def _noise(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray
     return (a * (1 - u) + b * u) * (1 - v) + (c * (1 - u) + d * u) * v
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--furniture", type=Path, required=True, help="output folder of get_furniture.py")
     parser.add_argument("--out", type=Path, default=Path("testset"), help="output folder (default: %(default)s)")
@@ -124,11 +124,9 @@ def main(arguments: list[str]) -> int:
             image = photo(caster, orbit_pose(azimuth, elevation, 1.6), wall, floor, SIZE, samples=3)
             Image.fromarray(image).save(args.out / f"{name}.jpg", quality=92)
     except (OSError, ValueError, KeyError, AssetError) as error:
-        print(f"make_testset: {error}", file=sys.stderr)
-        return 2
+        raise UserError(str(error)) from error
     (args.out / "README.md").write_text(_README + "\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(lines)} pictures in {args.out}")
-    return 0
 
 
 _README = """# Test pictures

@@ -52,14 +52,8 @@ def load_upright(path: Path, up: str | None) -> tuple[Gaussians, float]:
     from ouroboros3d.export.frames import unit_quaternions
     from ouroboros3d.gaussians import load_ply, ply_frame
 
-    gaussians, (turn, elevation) = load_ply(path), ply_frame(path)
-    if up is None and _names_its_frame(path):
-        return gaussians, elevation
+    gaussians, frame = load_ply(path), ply_frame(path)
+    if up is None and frame is not None:
+        return gaussians, frame[1]
+    turn = 0.0 if frame is None else frame[0]
     return unit_quaternions(gaussians).turned(turn - TURNS[up or "-y"]), 0.0
-
-
-def _names_its_frame(path: Path) -> bool:
-    from ouroboros3d.gaussians import TURN_COMMENT
-
-    with open(path, "rb") as file:
-        return TURN_COMMENT.partition("{")[0].encode() in file.read(4096)

@@ -74,18 +74,8 @@ def unit_quaternions(gaussians: Gaussians, tolerance: float = 1e-4) -> Gaussians
 
 
 def rotation_to_quaternion(rotation: Tensor) -> Tensor:
-    """[..., 3, 3] rotations to [..., 4] unit quaternions (w, x, y, z).
+    """[..., 3, 3] rotations to [..., 4] unit quaternions (w, x, y, z), on the CPU."""
+    from scipy.spatial.transform import Rotation
 
-    The entries of 4 q q^T are linear in the rotation; its row with the largest diagonal is q up to a factor.
-    """
-    (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in rotation.unbind(-2))
-    rows = [
-        *(1 + a + e + i, h - f, c - g, d - b),
-        *(h - f, 1 + a - e - i, b + d, c + g),
-        *(c - g, b + d, 1 - a + e - i, f + h),
-        *(d - b, c + g, f + h, 1 - a - e + i),
-    ]
-    outer = torch.stack(rows, dim=-1).unflatten(-1, (4, 4))
-    best = outer.diagonal(dim1=-2, dim2=-1).argmax(dim=-1)
-    row = outer.gather(-2, best[..., None, None].expand(*best.shape, 1, 4))[..., 0, :]
-    return torch.nn.functional.normalize(row, dim=-1)
+    quats = Rotation.from_matrix(rotation.reshape(-1, 3, 3).numpy()).as_quat()  # x, y, z, w
+    return torch.from_numpy(quats).roll(1, dims=-1).reshape(*rotation.shape[:-2], 4).to(rotation)

@@ -26,7 +26,7 @@ from ouroboros3d.export.frames import turn_degrees
 from ouroboros3d.export.object3d import Object3D
 from ouroboros3d.export.packing import pack
 from ouroboros3d.files import write_whole
-from ouroboros3d.gaussians import TURN_COMMENT, Gaussians
+from ouroboros3d.gaussians import Gaussians, turn_comment
 from ouroboros3d.visualize import shrink, to_uint8, view_grid
 
 COLUMNS = 4  # of a sheet of views
@@ -120,8 +120,7 @@ def ply_frame(elevation: float) -> dict[str, Any]:
     """How the page turns its .ply: as `splats.write_ply` does, so that viewers show it upright."""
     turn = turn_degrees("-y", elevation)
     angle = math.radians(turn) / 2
-    comment = TURN_COMMENT.format(turn=float(turn), elevation=float(elevation))
-    return {"quaternion": [math.cos(angle), math.sin(angle), 0.0, 0.0], "comment": comment}
+    return {"quaternion": [math.cos(angle), math.sin(angle), 0.0, 0.0], "comment": turn_comment(turn, elevation)}
 
 
 def sheet_uri(views: Tensor) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from ouroboros3d.export.frames import turn_degrees, upright
 from ouroboros3d.export.object3d import Object3D
 from ouroboros3d.files import atomic_path, write_whole
-from ouroboros3d.gaussians import SH_C0, TURN_COMMENT, Gaussians, save_ply
+from ouroboros3d.gaussians import SH_C0, Gaussians, save_ply, turn_comment
 
 if TYPE_CHECKING:
     import gsply
@@ -31,8 +31,7 @@ def write_ply(object3d: Object3D, path: Path, up: str = "-y", raw: bool = False)
     if raw:
         save_ply(path, object3d.gaussians)
         return
-    turn = turn_degrees(up, object3d.elevation)
-    comment = TURN_COMMENT.format(turn=float(turn), elevation=float(object3d.elevation))
+    comment = turn_comment(turn_degrees(up, object3d.elevation), object3d.elevation)
     save_ply(path, upright(object3d, up), comments=[comment])
 
 
