@@ -46,7 +46,7 @@ class Noise(Tensors):
 
     @classmethod
     def draw(cls, seeds: list[int], views: int, image_size: int, latent: tuple[int, int], posterior: bool) -> Noise:
-        """One generator a sample, so that a batch equals its single items; `latent` is (channels, size)."""
+        """One generator per sample, so that a batch equals its single items; `latent` is (channels, size)."""
         channels, size = latent
         draws = []
         for seed in seeds:
@@ -165,7 +165,7 @@ class Sampler:
             )
 
     def draw_noise(self, seeds: list[int], views: int) -> Noise:
-        """This model's noise for one seed a sample."""
+        """This model's noise for one seed per sample."""
         size = self.model.image_size
         latent = (self.model.vae.latent_channels, size // self.svd.downscale)
         return Noise.draw(seeds, views, size, latent, self.model.conventions.condition_latent == "sample")

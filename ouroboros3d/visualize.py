@@ -225,7 +225,7 @@ class StepImages:
     groups: dict[str, Tensor]  # what is shown, e.g. "views", "rgb", "ccm" -> [V, 3, H, W] in [0, 1]
 
     def small(self, cell: int = 128) -> StepImages:
-        """The same on the CPU and at most `cell` pixels a side: 25 full steps would hold gigabytes."""
+        """The same on the CPU and at most `cell` pixels per side: 25 full steps would hold gigabytes."""
         return StepImages(self.index, self.sigma, {k: shrink(v, cell) for k, v in self.groups.items()})
 
 

@@ -144,7 +144,7 @@ class TestDryRun:
         before = sorted(setting.rglob("*"))
         status, out, error = self.run(setting, capsys, "train.gradient_accumulation=1", "objective.freeze=[unet]")
         assert status == 0 and error == ""
-        assert "2 a process x 1 accumulated x 1 processes = 2 samples a step" in out
+        assert "2 a process x 1 accumulated x 1 processes = 2 samples per step" in out
         assert "4 = 8 samples, 2.7 epochs" in out
         assert "3 orbits in train.txt, 8 x 3 x 32 x 32 of each; 1 orbits in val.txt" in out
         assert f"{setting / 'out'}: is new" in out and "activations 3.00" in out
@@ -162,7 +162,7 @@ class TestDryRun:
             (["data.root=MISSING"], "MISSING: no such folder"),
             (["data.val=train.txt"], "3 of its 3 objects are in data.train"),
             (["model.pretrained.lgm=MISSING.pth"], "model.pretrained.lgm = MISSING.pth: is not there"),
-            (["train.batch_size=4"], "4 samples a step, and the training set has 3"),
+            (["train.batch_size=4"], "4 samples per step, and the training set has 3"),
         ],
     )
     def test_what_would_stop_it_is_one_line_and_status_2(self, setting, capsys, tmp_path, overrides, words):

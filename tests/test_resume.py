@@ -256,7 +256,7 @@ def test_a_resume_may_split_the_batch_otherwise_but_not_change_it(tmp_path):
     whole = make(tmp_path / "whole", batch_size=4)
     whole.run()
     stop_after(make(tmp_path / "parts", batch_size=4), 3).run()
-    with pytest.raises(TrainingError, match=r"trained with 4 samples a step, and now these are 2: choose .* make 4"):
+    with pytest.raises(TrainingError, match=r"trained with 4 samples per step, and now these are 2: choose .* make 4"):
         make(tmp_path / "parts", batch_size=2).run()
     parts = make(tmp_path / "parts", batch_size=1, gradient_accumulation=4)
     parts.run()

@@ -185,7 +185,7 @@ def test_a_run_of_another_configuration_is_not_resumed_and_not_touched(joint, se
         (["train.resume=MISSING"], ["train.resume", "MISSING"]),
         (["--resume", "MISSING"], ["train.resume", "MISSING"]),
         (["data.val=train.txt"], ["data.val = train.txt", "3 of its 3", "object_1, object_2, object_3"]),
-        (["train.batch_size=4"], ["train.batch_size", "4 samples a step", "has 3"]),
+        (["train.batch_size=4"], ["train.batch_size", "4 samples per step", "has 3"]),
         (["train.optimizer=sgd"], ["train.optimizer", "sgd", "adamw_8bit"]),
         (["train.spike_factor=0.5"], ["train.spike_factor", "0.5", "more than 1"]),
     ],

@@ -148,7 +148,7 @@ DAMAGES = {
     "no alpha": (redraw(lambda p: p[..., :3], (0, 1)), r"no alpha channel \(render_0000.webp and 1 more\)"),
     "not square": (redraw(lambda p: p[:-4], range(FRAMES)), "size: 40 x 36 is not square"),
     "sizes differ": (redraw(lambda p: p[4:-4, 4:-4]), "size: the pictures differ: 32 x 32, 40 x 40"),
-    "other size": (redraw(lambda p: p[2:-2, 2:-2], range(FRAMES)), "size: 36 pixels a side instead of 40"),
+    "other size": (redraw(lambda p: p[2:-2, 2:-2], range(FRAMES)), "size: 36 pixels per side instead of 40"),
     "empty": (redraw(lambda p: with_alpha(p, 0)), r"empty: .*\(render_0002.webp\)"),
     "hardly there": (redraw(lambda p: with_alpha(p, p[..., 3] // 20)), "empty: "),
     "full": (redraw(lambda p: with_alpha(p, np.minimum(p[..., 3], 200) | 100)), "full: "),
@@ -314,7 +314,7 @@ def test_empty_lists_are_a_problem_of_the_set(script, root, capsys):
 def test_a_set_of_the_wrong_size(script, sound, tmp_path, capsys):
     assert run(script, sound, "--out", tmp_path, "--size", 64, "--show", 1) == 1
     said = capsys.readouterr().out
-    assert "box_0: size: 40 pixels a side instead of 64" in said and "and 3 more" in said
+    assert "box_0: size: 40 pixels per side instead of 64" in said and "and 3 more" in said
 
 
 def test_what_cannot_run_ends_with_one_line_and_status_2(script, sound, tmp_path, capsys):

@@ -39,7 +39,7 @@ class Prepared:
     """A picture before any time is spent on it."""
 
     name: str
-    cut: Image.Image  # RGBA, cut out, at most PREVIEW pixels a side
+    cut: Image.Image  # RGBA, cut out, at most PREVIEW pixels per side
     image: Tensor  # [3, H, W] in [-1, 1], what the networks see
 
     def pictures(self) -> tuple[Image.Image, Image.Image]:

@@ -117,7 +117,7 @@ def first_names(names: Sequence[str], most: int = 8) -> str:
 def read_views(folder: Folder, frames: int, chosen: Sequence[int], size: int, depth: bool) -> Views:
     """The chosen frames of an orbit of `frames` views, at size x size pixels.
 
-    Raises DamagedOrbit if what is asked for is not whole; frames that are not asked for are not looked at."""
+    Raises DamagedOrbit if one of these frames cannot be used; the others are not read."""
     meta = read_poses(folder, frames)
     rgba = torch.stack([read_rgba(folder / meta.names[k], size) for k in chosen])
     maps = read_depth(folder / "depth.npz", frames)[list(chosen)] if depth else None

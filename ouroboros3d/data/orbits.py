@@ -66,7 +66,7 @@ class OrbitDataset(Dataset):
     DataError.
 
     `data.cache`: "memory" decodes everything now; "disk" does so into a file in `data.cache_dir`, unless there is one
-    of the same list, size and unchanged files. That file is 4 frames size^2 bytes an orbit, its pages are shared by
+    of the same list, size and unchanged files. That file is 4 frames size^2 bytes per orbit, its pages are shared by
     all processes, and it may be deleted at any time.
     """
 

@@ -34,7 +34,7 @@ TINY_EXTENT, TINY_COVER, FLAT, ONE_COLOUR = 0.3, 0.02, 0.1, 4.0
 class OrbitReport:
     """What was found in one orbit. None: could not be told.
 
-    size: pixels a side; fov, elevation: degrees; distance: world units; cover: mean share of visible pixels, in
+    size: pixels per side; fov, elevation: degrees; distance: world units; cover: mean share of visible pixels, in
     [0, 1]; extent: the longest side of the silhouettes, as a share of the picture; source: what the meta file says
     of the asset, its hash if there; digest: of the pictures.
     """
@@ -279,7 +279,7 @@ def check_set(
     first: dict[str, str] = {}
     for report in reports.values():
         if report.size is not None and report.size != expected:
-            report.problems.append(f"size: {report.size} pixels a side instead of {expected}")
+            report.problems.append(f"size: {report.size} pixels per side instead of {expected}")
         if report.digest and (other := first.setdefault(report.digest, report.id)) != report.id:
             report.problems.append(f"duplicate: has the pictures of {other}")
     problems: dict[str, list[str]] = {name: [] for name in lists}

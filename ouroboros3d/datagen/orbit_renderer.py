@@ -49,7 +49,7 @@ STALE = 3600  # seconds without a new file, after which a hidden folder belongs 
 class Settings:
     """How to render.
 
-    size: pixels a side; samples: rays per pixel and axis (light) or paths per pixel (blender); depth: pixels a side
+    size: pixels per side; samples: rays per pixel and axis (light) or paths per pixel (blender); depth: pixels per side
     of depth.npz, 0 = none; up: axis of the files; fov: degrees; distance: of the camera from the origin, world
     units; fill: width of the sphere around the object in the picture, as a share of the picture's; device, denoise
     and threads (0 = all): of Cycles; max_faces: more triangles are refused.
@@ -337,7 +337,7 @@ def render_set(
         view, processor = sum(o.seconds for o in rendered) / views, sum(o.processor for o in rendered) / views
         print(
             f"rendered {len(rendered)} objects in {seconds:.1f} s: {3600 * len(rendered) / seconds:,.0f} an hour; "
-            f"{view:.3f} s a view in each of {workers} workers, loading included ({processor:.3f} s of processor time)"
+            f"{view:.3f} s per view in each of {workers} workers, loading included ({processor:.3f} CPU s)"
         )
     print("\n".join(feature_table(outcomes)))
     warned = sum(bool(o.warnings) for o in outcomes)

@@ -22,7 +22,7 @@ class PictureError(Exception):
 
 
 class Pictures:
-    """Pictures of one asset, each decoded once: [h, w, 4] uint8 RGBA, at most `most` pixels a side."""
+    """Pictures of one asset, each decoded once: [h, w, 4] uint8 RGBA, at most `most` pixels per side."""
 
     def __init__(self, asset: Path, most: int) -> None:
         self.asset, self.most = asset, most
@@ -96,7 +96,7 @@ def find_texture(asset: Path, name: str) -> Path | None:
 
 
 def decode(data: bytes, most: int) -> np.ndarray:
-    """An encoded picture as [h, w, 4] uint8 RGBA of at most `most` pixels a side. Raises PictureError."""
+    """An encoded picture as [h, w, 4] uint8 RGBA of at most `most` pixels per side. Raises PictureError."""
     if data.startswith(_KTX2):
         image = _decode_ktx2(data)
     else:

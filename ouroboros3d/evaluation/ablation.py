@@ -276,7 +276,7 @@ def ablate(options: argparse.Namespace, run: Run | None = None) -> None:
     scores: dict[str, dict[int, list[Score]]] = {}
     for name in options.rows:
         scores[name] = {seed: ablation.make(name, seed) for seed in options.train_seeds}
-        if not options.report:  # of the rows so far, for who cannot wait
+        if not options.report:  # intermediate tables
             report(options.out, results(scores), protocol(options))
     text = report(options.out, results(scores), protocol(options))
     if "full" in scores:

@@ -28,7 +28,7 @@ class Interval:
 
 
 def bootstrap_mean(values: Iterable[float], seed: int = 0, resamples: int = 10_000, level: float = 0.95) -> Interval:
-    """The mean of one value an object, and its percentile bootstrap interval. NaN stands for "has none" and is left
+    """The mean of one value per object, and its percentile bootstrap interval. NaN stands for "has none" and is left
     out. The same seed and number of values give the same resamples."""
     values = np.asarray(list(values), dtype=np.float64)
     values = values[~np.isnan(values)]

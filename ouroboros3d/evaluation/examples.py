@@ -88,8 +88,8 @@ def load_example(dataset: OrbitDataset, index: int, points: Path | None = None) 
 
 
 def has_orbits(root: Path) -> bool:
-    """Whether ids are <object>_<orbit>, as scripts/render_orbits.py writes them; in a set of scripts/render_eval.py,
-    which has a protocol.json, an id is an object, whatever its name ends in."""
+    """Whether ids are <object>_<orbit>, as scripts/render_orbits.py writes them. scripts/render_eval.py writes one
+    orbit per object and a protocol.json; its ids are the objects' names."""
     return not (root / "protocol.json").is_file()
 
 

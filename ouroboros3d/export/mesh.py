@@ -33,7 +33,7 @@ PACKAGES = {"scipy": "scipy", "skimage": "scikit-image", "fast_simplification": 
 def build_mesh(gaussians: Gaussians, faces: int = 40_000, texture: int = 0, renderer: Renderer = render) -> Mesh:
     """The mesh of one scene (B = 1, on the CPU) with at most `faces` triangles.
 
-    With `texture` > 0 the colours lie in a texture of that many pixels a side, which is sharper than vertices can be
+    With `texture` > 0 the colours lie in a texture of that many pixels per side, which is sharper than vertices can be
     on a mesh of few faces. Raises ExportError.
     """
     require(PACKAGES | ({"xatlas": "xatlas"} if texture else {}))

@@ -36,7 +36,7 @@ def write_turntable(
 ) -> None:
     """One turn around the object, which stands upright, as .mp4, .webp or .gif; defaults from `object3d.turntable`.
 
-    size: pixels a side; frames: of the whole turn; fps: frames per second. Raises ExportError out of range.
+    size: pixels per side; frames: of the whole turn; fps: frames per second. Raises ExportError out of range.
     """
     c = object3d.turntable
     count = math.ceil(360 / c.step) if frames is None else frames

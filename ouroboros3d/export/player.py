@@ -30,7 +30,7 @@ from ouroboros3d.gaussians import Gaussians, turn_comment
 from ouroboros3d.visualize import shrink, to_uint8, view_grid
 
 COLUMNS = 4  # of a sheet of views
-PICTURE = 128  # pixels a side of a view, at most
+PICTURE = 128  # pixels per side of a view, at most
 INPUT = 256  # of the input
 NEAR = 0.2  # world units, the renderer's
 ABOUT = "Ouroboros3D: drag to turn the object; the slider goes through the steps of the loop."
@@ -129,7 +129,7 @@ def sheet_uri(views: Tensor) -> str:
 
 
 def picture_uri(picture: Image.Image, size: int | None = None) -> str:
-    """A picture as webp in a data: URI, at most `size` pixels a side."""
+    """A picture as webp in a data: URI, at most `size` pixels per side."""
     if size is not None:
         picture = picture.copy()
         picture.thumbnail((size, size))

@@ -21,7 +21,7 @@ FAINT = 12  # of 255: alpha up to here is haze of a background removal, not fore
 WHITE = 240  # of 255: a product photo's background is at least this bright in every channel
 U2NETP = Path(__file__).with_name("u2netp.onnx")
 U2NETP_SHA256 = "309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8"
-U2NETP_SIZE = 320  # pixels a side of the network's input
+U2NETP_SIZE = 320  # pixels per side of the network's input
 WAY_OUT = "give the picture a transparent background or pass --no_remove_bg"
 
 
@@ -38,7 +38,7 @@ def has_mask(picture: Image.Image) -> bool:
 
 
 def foreground_box(picture: Image.Image) -> tuple[int, int, int, int] | None:
-    """The bounding box (left, top, right, bottom) of what is not haze or dust, None if there is nothing."""
+    """The bounding box (left, top, right, bottom) of the object without haze and dust; None if nothing is left."""
     visible = np.asarray(picture.getchannel("A")) > FAINT
     if not visible.any():
         return None

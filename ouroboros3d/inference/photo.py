@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 178_956_970  # where PIL refuses too: it would take 0.7 GB to open
-MIN_FOREGROUND = 2  # pixels a side
+MIN_FOREGROUND = 2  # pixels per side
 
 
 class ConditionImage(NamedTuple):

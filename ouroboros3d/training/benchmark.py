@@ -75,7 +75,7 @@ def save_and_resume(
 def line(row: dict, first: float) -> str:
     split = ", ".join(f"{part} {s:.2f}" for part, s in sorted(row["parts"].items(), key=lambda item: -item[1]))
     return (
-        f"{row['row']:18}: x {row['seconds'] / first:.2f}  {row['seconds']:.2f} s a step, "
+        f"{row['row']:18}: x {row['seconds'] / first:.2f}  {row['seconds']:.2f} s per step, "
         f"{row['samples_per_second']:.2f} samples/s, {row['tflop']:.3f} TFLOP ({100 * row['of_limit']:.0f} % of the "
         f"limit), peak {row['peak_gib']:.2f} GiB; {split}"
     )

@@ -140,7 +140,7 @@ class Checkpoints:
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Keeps the folder for this process. Raises TrainingError with the other's process id while another trains
-    there; a killed process's lock is none."""
+    there; the lock of a killed process does not count."""
     lock, pid = FileLock(folder / ".lock"), folder / ".pid"
     try:
         lock.acquire(timeout=0)
@@ -215,7 +215,7 @@ def compare_runs(folder: Path, state: dict, old: dict[str, Any], new: Any, globa
     before = state.get("global_batch", global_batch)
     if before != global_batch:
         raise TrainingError(
-            f"{folder} was trained with {before} samples a step, and now these are {global_batch}: choose "
+            f"{folder} was trained with {before} samples per step, and now these are {global_batch}: choose "
             f"train.batch_size and train.gradient_accumulation so that with the number of processes they make {before}"
         )
     return allowed

@@ -236,7 +236,7 @@ def describe(config: Config, processes: int | None = None) -> tuple[str, list[st
     objects = len(data.get("train", ()))
     epochs = f", {train.steps * samples / objects:.1f} epochs" if objects else ""
     if 0 < objects < samples:
-        problems.append(f"{samples} samples a step, and the training set has {objects}")
+        problems.append(f"{samples} samples per step, and the training set has {objects}")
     problems = list(dict.fromkeys(problems))
     strategy = announced_strategy()
     limit = f", or {train.time_budget} of training" if train.time_budget else ""
@@ -252,7 +252,7 @@ def describe(config: Config, processes: int | None = None) -> tuple[str, list[st
         "parameters",
         *rows,
         f"batch       {train.batch_size} a process x {train.gradient_accumulation} accumulated x {processes} processes"
-        f" = {samples} samples a step",
+        f" = {samples} samples per step",
         f"steps       {train.steps} = {train.steps * samples} samples{epochs}{limit}",
         f"memory      {memory.total / GIB:.2f} GiB a process ({parts}), {train.mixed_precision}, estimated;"
         f" smallest card: {smallest_card(memory.total)}",

@@ -13,7 +13,7 @@ Key = tuple[int, int, int]  # global sample number, epoch, index into the datase
 
 
 class Stream(Dataset):
-    """The training set as the trainer addresses it: one key a sample, over all epochs."""
+    """The training set as the trainer addresses it: one key per sample, over all epochs."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed

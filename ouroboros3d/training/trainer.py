@@ -85,8 +85,8 @@ class Trainer:
         if self.global_batch > len(dataset):
             raise TrainingError(
                 f"{config.batch_size} (train.batch_size) x {config.gradient_accumulation} (gradient_accumulation) x "
-                f"{self.accelerator.num_processes} processes are {self.global_batch} samples a step, and the training "
-                f"set has {len(dataset)}: lower one of these"
+                f"{self.accelerator.num_processes} processes are {self.global_batch} samples per step, and the "
+                f"training set has {len(dataset)}: lower one of these"
             )
         self.stream = Stream(dataset, config.seed)
         trained = [p for p in objective.parameters() if p.requires_grad]
