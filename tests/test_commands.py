@@ -133,3 +133,11 @@ def test_an_installed_package_has_every_folder_and_the_configurations():
     kept = {pattern.removeprefix("**/") for pattern in [*settings["package-data"]["*"], "*.py"]}
     files = [p for p in (ROOT / "ouroboros3d").rglob("*.*") if p.is_file() and "__pycache__" not in p.parts]
     assert not [p for p in files if f"*{p.suffix}" not in kept]  # what no pattern takes along
+
+
+@pytest.mark.parametrize("name", ["code_size", "convert", "get_furniture", "validate_orbits", "view"])
+def test_the_help_of_a_command_without_a_configuration_needs_no_package(name):
+    hidden = "sys.modules.update(dict.fromkeys(('torch', 'numpy', 'omegaconf', 'tqdm', 'PIL')))"
+    code = f"import sys; {hidden}; from ouroboros3d.cli import load; load({name!r}).main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage:" in done.stdout, done.stderr

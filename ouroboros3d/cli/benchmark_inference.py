@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading
-from ouroboros3d.config.loading import load_config, split_overrides
+from ouroboros3d.cli.options import SMALL_CONFIG, Parser, say_loading, split_overrides
+from ouroboros3d.config.loading import load_config
 from ouroboros3d.config.schema import Config, PretrainedConfig
 from ouroboros3d.files import write_json
 

@@ -1,16 +1,16 @@
-"""Shared by the commands before heavy imports: the parser, names and defaults."""
+"""Shared by the commands before heavy imports: the parser, names and defaults. Needs no package to import."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ouroboros3d.config.loading import split_overrides
 from ouroboros3d.devices import DTYPE_NAMES, check_device_name
 
 SMALL_CONFIG = "configs/small.yaml"  # looked up in the repository or the package, see files.locate
@@ -71,6 +71,13 @@ class ConfigParser(Parser):
         keys = {key: value for key, value in vars(options).items() if "." in key and value is not None}
         options.overrides = overrides + [f"{key}={json.dumps(value)}" for key, value in keys.items()]
         return options
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the others, the `key=value`s) of a command line, for options that take several values and would swallow what
+    follows them. A file of such a name is no override."""
+    overrides = [text for text in arguments if re.match(r"[a-z]\w*(\.\w+)*=", text) and not os.path.exists(text)]
+    return [text for text in arguments if text not in overrides], overrides
 
 
 def process_seconds() -> float:

@@ -14,8 +14,8 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ouroboros3d.cli.options import Parser, say_loading
-from ouroboros3d.config.loading import load_config, split_overrides
+from ouroboros3d.cli.options import Parser, say_loading, split_overrides
+from ouroboros3d.config.loading import load_config
 from ouroboros3d.config.schema import Config, PretrainedConfig
 from ouroboros3d.errors import UserError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
@@ -108,13 +107,6 @@ def _take_derived(layer: DictConfig) -> dict[str, Any]:
         if isinstance(node, DictConfig) and name in node:
             values[key] = node.pop(name)
     return values
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the others, the `key=value`s) of a command line, for options that take several values and would swallow what
-    follows them. A file of such a name is no override."""
-    overrides = [text for text in arguments if re.match(r"[a-z]\w*(\.\w+)*=", text) and not os.path.exists(text)]
-    return [text for text in arguments if text not in overrides], overrides
 
 
 def as_kwargs(config: Any) -> dict[str, Any]:
