@@ -171,15 +171,18 @@ class Sampler:
         return Noise.draw(seeds, views, size, latent, self.model.conventions.condition_latent == "sample")
 
     @torch.no_grad()
-    def __call__(self, image: Tensor, cameras: Cameras, noise: Noise, every_step: bool = True) -> Iterator[SamplerStep]:
-        """image [B, 3, H, W] in [-1, 1] at `model.image_size`, cameras of B scenes with V views.
+    def __call__(
+        self, image: Tensor, cameras: Cameras, noise: Noise, every_step: bool = True, truth: Feedback | None = None
+    ) -> Iterator[SamplerStep]:
+        """image [B, 3, H, W] in [-1, 1] at `model.image_size`, cameras of B scenes with V views. `truth`: the maps that
+        `feedback_of = truth` feeds back instead of the loop's own.
 
         Without `every_step`, steps that feed nothing to the next one are neither decoded nor yielded; the last always
         is. Its result is the same.
         Raises ValueError for shapes that do not fit and NumericalError naming the first step and part with NaN: on a
         CPU at once, on a GPU before the last step is yielded.
         """
-        self._check(image, cameras, noise)
+        self._check(image, cameras, noise, truth)
         clock, config = self.clock, self.config
         device, dtype = image.device, self.unet.unet.dtype
         views, size = cameras.num_views, image.shape[-1]
@@ -230,7 +233,11 @@ class Sampler:
             with clock("render", device):
                 rendering = self.renderer(gaussians, cameras, size)
                 maps = feedback_maps(rendering, cameras, self.model.conventions.coordinates_map)
-            fed = maps if config.feedback_of == "own" else {name: m.roll(1, 0) for name, m in maps.items()}
+            fed = maps
+            if config.feedback_of == "another":
+                fed = {name: m.roll(1, 0) for name, m in maps.items()}
+            elif config.feedback_of == "truth":
+                fed = truth
             feedback = choose_maps(fed, self.unet.config.feedback, config.feedback)
             if last:
                 finite.look()
@@ -252,7 +259,7 @@ class Sampler:
 
         return {times: condition(times) for times in halves}
 
-    def _check(self, image: Tensor, cameras: Cameras, noise: Noise) -> None:
+    def _check(self, image: Tensor, cameras: Cameras, noise: Noise, truth: Feedback | None) -> None:
         size, batch = self.model.image_size, cameras.batch_size
         if image.shape != (batch, 3, size, size):
             raise ValueError(f"image must be [{batch}, 3, {size}, {size}], got {list(image.shape)}")
@@ -263,6 +270,8 @@ class Sampler:
             )
         if self.config.feedback_of == "another" and batch < 2:
             raise ValueError("sampler.feedback_of = another: a batch of one has no other object")
+        if self.config.feedback_of == "truth" and truth is None:
+            raise ConfigError("sampler.feedback_of = 'truth': only evaluation knows the true views; set own")
 
 
 def last_step(steps: Iterator[SamplerStep], each: Callable[[SamplerStep], None] | None = None) -> SamplerStep:

@@ -153,7 +153,8 @@ def test_the_rows_over_the_small_model(ablate, tmp_path):
     steps = own.sampler.steps
     starts = [configs[name].sampler.feedback_from for name in ("full", "from_10", "from_20")]
     assert starts == [0, 10 * steps // 25, 20 * steps // 25]
-    assert configs["zero"].sampler.feedback == [] and configs["shuffled"].sampler.feedback_of == "another"
+    assert configs["zero"].sampler.feedback == []
+    assert [configs[name].sampler.feedback_of for name in ("full", "shuffled", "truth")] == ["own", "another", "truth"]
     for config in configs.values():  # the rest is the base's
         assert (config.train, config.data, config.cameras) == (own.train, own.data, own.cameras)
         assert config.model.pretrained == own.model.pretrained and config.model.multiview == own.model.multiview

@@ -22,12 +22,14 @@ from PIL import Image
 from ouroboros3d.build import build_models
 from ouroboros3d.cli import call
 from ouroboros3d.config.loading import load_config
+from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.errors import ConfigError, UserError
 from ouroboros3d.evaluation.evaluator import Evaluator, Options, choose_orbits, evaluate, make_batches
 from ouroboros3d.evaluation.examples import Baselines, load_example, object_of
 from ouroboros3d.evaluation.metrics import psnr
 from ouroboros3d.evaluation.score_tables import above_repeat, compare, read_rows
+from ouroboros3d.evaluation.scorer import Scorer
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.models.weights import save_checkpoint
 from ouroboros3d.rendering import render
@@ -221,6 +223,16 @@ class TestControls:
         assert len(rows) == 4
         with pytest.raises(UserError, match="no second object"):
             run(models, another, objects=1)
+
+    def test_of_the_truth_the_loop_is_fed_what_the_true_views_give(self, models, config, dataset, monkeypatch):
+        truth = replace(config, sampler=replace(config.sampler, feedback_of="truth"))
+        batch, scorer = OrbitBatch.collate([dataset[0], dataset[2]]), Scorer(models, truth)
+        encoded, encode = [], models.unet.encode_feedback
+        monkeypatch.setattr(models.unet, "encode_feedback", lambda maps: encoded.append(maps) or encode(maps))
+        with torch.no_grad():
+            scorer.loop(batch, seed=0)
+            rgb, _ = scorer.render(scorer.clean(batch), batch.cameras)
+        assert torch.equal(encoded[1]["rgb"], rgb) and encoded[0]["rgb"].abs().max() == 0
 
 
 class TestTable:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ouroboros3d.build import Models, build_sampler
+from ouroboros3d.errors import ConfigError
 from ouroboros3d.sampler import NumericalError, Sampler, SamplerStep, last_step, noise_seed
 
 SEEDS = [7, 8]
@@ -153,6 +154,20 @@ class TestFeedback:
             assert torch.equal(first[name].flip(0), second[name]) and not torch.equal(first[name], second[name])
         with pytest.raises(ValueError, match="no other object"):
             sample("another", 1)
+
+    def test_of_the_truth_every_step_but_the_first_sees_the_maps_it_was_given(self, make_sampler, make_cameras):
+        truth = {
+            name: torch.rand(1, 8, 3, 32, 32, generator=torch.Generator().manual_seed(5)) for name in ("rgb", "ccm")
+        }
+        sampler, cameras = make_sampler(steps=3, feedback_of="truth"), make_cameras()
+        noise = sampler.draw_noise(SEEDS[:1], cameras.num_views)
+        with spied(sampler.unet, "encode_feedback") as encoded:
+            list(sampler(images(), cameras, noise, truth=truth))
+        for (maps,), _ in encoded[1:]:
+            assert all(torch.equal(maps[name], truth[name]) for name in truth)
+        assert len(encoded) == 3
+        with pytest.raises(ConfigError, match=r"feedback_of = 'truth'"):
+            run(sampler, cameras)
 
     def test_a_model_without_adapters_runs(self, make_config, make_models, make_cameras):
         config = make_config(

@@ -202,7 +202,7 @@ class SamplerConfig:
     feedback_from: int = _number(0, ge=0)  # first step that receives feedback (the paper's schedule table)
     feedback_to: int | None = _number(None, ge=0)  # first step that no longer does
     feedback_every: int = _number(1, ge=1)  # feed back after every n-th step only
-    feedback_of: Literal["own", "another"] = "own"  # another: of the next object in the batch, a control
+    feedback_of: Literal["own", "another", "truth"] = "own"  # controls: the next object's of the batch; the true views'
     feedback_sigma: list[float] | None = _number(None, ge=0)  # [low, high] noise levels that receive it; null: all
     guidance_sigma: list[float] | None = _number(None, ge=0)  # [low, high] noise levels that are guided; null: all
     last_sigma: float = _number(0.0, ge=0)  # the loop ends with the first step at or below it

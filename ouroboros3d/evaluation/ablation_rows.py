@@ -1,4 +1,4 @@
-"""The rows of the paper's ablation tables, and two controls of ours. Needs nothing heavy: --help names them."""
+"""The rows of the paper's ablation tables, and three controls of ours. Needs nothing heavy: --help names them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ ROWS = {
     "from_20": Row("feedback from step 20 of 25 on", (20.805,), weights="full"),
     "zero": Row("no feedback in sampling", weights="full"),
     "shuffled": Row("another object's feedback", weights="full"),
+    "truth": Row("the true views' feedback", weights="full"),
 }
 TABLES = {
     "feedback": ("Feedback", ["separate", "joint", "ccm", "rgb", "full"]),
     "schedule": ("Feedback schedule", ["full", "from_10", "from_20"]),
-    "controls": ("Controls (not in the paper)", ["full", "zero", "shuffled"]),
+    "controls": ("Controls (not in the paper)", ["full", "zero", "shuffled", "truth"]),
 }

@@ -12,6 +12,7 @@ from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.schema import BACKGROUNDS, Config
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.evaluation.metrics import SOLID, picture_silhouette, score_images
+from ouroboros3d.feedback import Feedback, feedback_maps
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.models.lpips import Lpips
 from ouroboros3d.sampler import SamplerStep, last_step, noise_seed
@@ -30,12 +31,18 @@ class Scorer:
         follows from the seed and the object's id."""
         seeds = [noise_seed(seed, name) for name in batch.ids]
         noise = self.sampler.draw_noise(seeds, batch.images.shape[1]).to(batch.images.device)
-        step = last_step(self.sampler(batch.images[:, 0], batch.cameras, noise, every_step=False))
+        truth = self._true_maps(batch) if self.sampler.config.feedback_of == "truth" else None
+        step = last_step(self.sampler(batch.images[:, 0], batch.cameras, noise, every_step=False, truth=truth))
         return step, (step.views.float() * 0.5 + 0.5).clamp(0, 1)
 
     def clean(self, batch: OrbitBatch) -> Gaussians:
         """Reconstructions of the true views."""
         return self.models.lgm(batch.images, batch.cameras, batch.images.new_zeros(()))
+
+    def _true_maps(self, batch: OrbitBatch) -> Feedback:
+        """What a loop whose views were all right would feed back."""
+        rendering = self.renderer(self.clean(batch), batch.cameras, self.size)
+        return feedback_maps(rendering, batch.cameras, self.sampler.model.conventions.coordinates_map)
 
     def render(self, gaussians: Gaussians, cameras: Cameras) -> tuple[Tensor, Tensor]:
         """Pictures [B, V, 3, H, W] and boolean silhouettes [B, V, 1, H, W]."""
