@@ -142,3 +142,20 @@ def test_cuda_refuses_a_renderer_it_does_not_have(monkeypatch):
     config.model.conventions.renderer = "release"
     with pytest.raises(ConfigError, match=r"model\.conventions\.renderer.*set it to gsplat"):
         build.check_renderer(config, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "trained"),
+    [
+        ("lgm_positions", ["lgm"]),
+        ("lgm", ["lgm"]),
+        ("lgm_grown", ["lgm"]),
+        ("unet", ["unet", "rays"]),
+        ("joint", ["unet", "adapters", "rays", "lgm"]),
+        ("feedback", ["unet", "adapters", "rays"]),
+        ("lgm_predicted", ["lgm"]),
+    ],
+)
+def test_a_stage_of_the_small_model_trains_what_it_says(stage, trained):
+    """Also where it inherits another stage's keys."""
+    assert load_config(CONFIGS / "small" / f"{stage}.yaml").objective.trained == trained
