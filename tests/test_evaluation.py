@@ -20,7 +20,7 @@ from orbit_folders import scene_of, write_scene
 from PIL import Image
 
 from ouroboros3d.build import build_models
-from ouroboros3d.cli import call
+from ouroboros3d.cli import call, make_picture_test
 from ouroboros3d.config.loading import load_config
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.splits import build_dataset
@@ -233,6 +233,16 @@ class TestControls:
             scorer.loop(batch, seed=0)
             rgb, _ = scorer.render(scorer.clean(batch), batch.cameras)
         assert torch.equal(encoded[1]["rgb"], rgb) and encoded[0]["rgb"].abs().max() == 0
+
+
+def test_the_naming_test_shows_each_drawn_object_once_and_keeps_the_answers_apart(root, tmp_path):
+    options = ["--config", str(root / "tiny.yaml"), "--out", str(tmp_path), "turntable.size=16"]
+    assert call(make_picture_test.main, [*options, "--objects", "3"]) == 0
+    names = [line.split() for line in (tmp_path / "answers.txt").read_text().splitlines()]
+    assert [number for number, _ in names] == ["01", "02", "03"] and len({name for _, name in names}) == 3
+    assert {name for _, name in names} <= {"chair_0", "lamp_0", "table_0", "tree_0"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["01.png", "02.png", "03.png", "answers.txt"]
+    assert Image.open(tmp_path / "01.png").size == (4 * 16, 2 * 16)
 
 
 class TestTable:
