@@ -141,3 +141,16 @@ def test_the_help_of_a_command_without_a_configuration_needs_no_package(name):
     code = f"import sys; {hidden}; from ouroboros3d.cli import load; load({name!r}).main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("script", DOORS, ids=lambda path: path.stem)
+def test_help_of_a_clone_says_what_a_command_does_before_anything_is_installed(script, tmp_path):
+    hidden = "sys.modules.update(dict.fromkeys(('torch', 'numpy', 'omegaconf', 'tqdm', 'PIL')))"
+    code = f"import runpy, sys; {hidden}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(script), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "usage:" in done.stdout or "its options are listed where there is the package" in done.stdout
+    own = ROOT / "ouroboros3d" / "cli" / script.name
+    module = own if own.is_file() else ROOT / "tests" / "parity" / "check.py"
+    assert ast.get_docstring(ast.parse(module.read_text())).splitlines()[0] in done.stdout

@@ -6,11 +6,13 @@ which has a sub-command for each module.
 
 from __future__ import annotations
 
-import importlib
+import ast
+import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from ouroboros3d.devices import OUT_OF_MEMORY
@@ -43,7 +45,7 @@ COMMANDS = {
 
 def run(name: str) -> NoReturn:
     """Runs the command of this module with the process's arguments, and exits with its status."""
-    sys.exit(call(lambda: load(name).main(sys.argv[1:])))
+    sys.exit(call(lambda: _main_of(name)(sys.argv[1:])))
 
 
 def main() -> NoReturn:
@@ -61,9 +63,26 @@ def main() -> NoReturn:
     run(COMMANDS[name][0])
 
 
+def _main_of(name: str) -> Callable[[list[str]], int | None]:
+    """The module's `main`. Where a package is missing, --help still says what the command does."""
+    try:
+        return load(name).main
+    except ModuleNotFoundError as error:
+        if not {"-h", "--help"} & set(sys.argv[1:]) or _is_ours(error):
+            raise
+        source = importlib.util.find_spec(_full(name)).origin
+        text = ast.get_docstring(ast.parse(Path(source).read_text()))
+        missing = f"its options are listed where there is the package {error.name}: {_cure()}"
+        return lambda _: print(f"{text}\n\n{missing}")
+
+
 def load(name: str):
     """The module of a command, by its name here or its full name."""
-    return importlib.import_module(name if "." in name else f"ouroboros3d.cli.{name}")
+    return importlib.import_module(_full(name))
+
+
+def _full(name: str) -> str:
+    return name if "." in name else f"ouroboros3d.cli.{name}"
 
 
 def call(main: Callable[..., int | None], *arguments, **options) -> int:
@@ -92,11 +111,19 @@ def call(main: Callable[..., int | None], *arguments, **options) -> int:
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if not error.name or error.name.partition(".")[0] in ("ouroboros3d", "tests"):
+        if _is_ours(error):
             raise
-        activate = ROOT / ".venv" / "bin" / "activate"
-        cure = f"source {activate}" if activate.is_file() else "pip install -r requirements.txt, or ./run.sh setup"
-        print(f"error: {sys.executable} has no package {error.name}: {cure}", file=sys.stderr)
+        print(f"error: {sys.executable} has no package {error.name}: {_cure()}", file=sys.stderr)
         return 2
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _is_ours(error: ModuleNotFoundError) -> bool:
+    """Whether a module of this project is missing: a fault, not a package to install."""
+    return not error.name or error.name.partition(".")[0] in ("ouroboros3d", "tests")
+
+
+def _cure() -> str:
+    activate = ROOT / ".venv" / "bin" / "activate"
+    return f"source {activate}" if activate.is_file() else "pip install -r requirements.txt, or ./run.sh setup"

@@ -12,7 +12,8 @@ import random
 from pathlib import Path
 
 from ouroboros3d.cli.options import ConfigParser, say_loading
-from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.loading import check_lists, load_config
+from ouroboros3d.errors import UserError
 
 TURN = 45  # degrees between the frames
 
@@ -24,7 +25,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--draw", type=int, default=0, help="seed that draws the objects (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("outputs/picture_test"), help="folder (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if options.objects < 1:
+        raise UserError(f"--objects {options.objects}: must be at least 1")
     config = load_config(options.config, options.overrides)
+    check_lists(config, config.data.val)
     say_loading()
     import torch
 
