@@ -21,6 +21,7 @@ from ouroboros3d.app.jobs import Framing, Settings, Worker
 from ouroboros3d.app.port import AppError, check_port
 from ouroboros3d.cli import call
 from ouroboros3d.cli.app import main as app
+from ouroboros3d.config.loading import load_config
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.export import FORMATS
 from ouroboros3d.export.object3d import Object3D
@@ -254,8 +255,9 @@ def test_upload_watch_turn_and_download(open_app, address, tmp_path):
     tab.wait_for_selector("#cut img")
     tab.wait_for_selector("#seen img")
     generate(tab)
-    status(tab, "Done: 5 steps")
-    tab.wait_for_function("window.player?.count() === 5")
+    steps = load_config("configs/small.yaml").sampler.steps
+    status(tab, f"Done: {steps} steps")
+    tab.wait_for_function(f"window.player?.count() === {steps}")
     drawn = tab.evaluate("player.snapshot({azimuth: 40, elevation: 10}, 192)")
 
     for name in FORMATS:
