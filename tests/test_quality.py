@@ -1,7 +1,7 @@
 """The committed small model still is what it was when it was committed: one held-out object, one seed.
 
-The bounds lie a little under what was measured then: 19.5 dB for the novel views; 20.4 dB, an SSIM of 0.801 and an IoU
-of 0.53 for the 3D there; 22.6 dB and 0.64 for the reconstructor on true views, between them. Better weights may raise
+The bounds lie a little under what was measured then: 20.2 dB for the novel views; 20.8 dB, an SSIM of 0.805 and an IoU
+of 0.54 for the 3D there; 22.6 dB and 0.64 for the reconstructor on true views, between them. Better weights may raise
 them, nothing else may lower them. Other processors round differently, which the margins allow for.
 """
 
@@ -39,10 +39,10 @@ def scores(config, models) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("score", "bound"),
     [
-        ("views_psnr", 19.0),
-        ("render_psnr", 20.1),
-        ("render_ssim", 0.785),
-        ("render_iou", 0.48),
+        ("views_psnr", 19.7),
+        ("render_psnr", 20.5),
+        ("render_ssim", 0.789),
+        ("render_iou", 0.49),
         ("lgm_unseen_psnr", 22.1),
         ("lgm_unseen_iou", 0.60),
     ],
