@@ -1,8 +1,10 @@
-"""The committed small model still is what it was when it was committed: one held-out object, one seed.
+"""The committed small model still is what it was when it was committed: eight held-out objects, one seed.
 
-The bounds lie a little under what was measured then: 20.2 dB for the novel views; 20.8 dB, an SSIM of 0.805 and an IoU
-of 0.54 for the 3D there; 22.6 dB and 0.64 for the reconstructor on true views, between them. Better weights may raise
-them, nothing else may lower them. Other processors round differently, which the margins allow for.
+The bounds lie a little under what was measured then: 18.91 dB for the novel views; 19.04 dB, 13.87 in the foreground,
+an SSIM of 0.813 and an IoU of 0.741 for the 3D there; 20.91 dB and 0.820 for the reconstructor on true views, between
+them. Better weights may raise them, nothing else may lower them. Other processors round differently, which the margins
+allow for. The objects are every second of the held-out ones under CC0: a single one can lose a decibel where the mean
+gains (tests/data/held_out).
 """
 
 from pathlib import Path
@@ -22,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    root = ROOT / "tests" / "data" / "orbits"
+    root = ROOT / "tests" / "data" / "held_out"
     return load_config(ROOT / "configs" / "small.yaml", [f"data.root={root}", "data.val=test.txt", "data.cache=none"])
 
 
@@ -33,21 +35,22 @@ def models(config) -> Models:
 
 @pytest.fixture(scope="module")
 def scores(config, models) -> dict[str, float]:
-    return Validation(models, config, build_dataset(config, "val"), objects=1)()[0]
+    return Validation(models, config, build_dataset(config, "val"), objects=8)()[0]
 
 
 @pytest.mark.parametrize(
     ("score", "bound"),
     [
-        ("views_psnr", 19.7),
-        ("render_psnr", 20.5),
-        ("render_ssim", 0.789),
-        ("render_iou", 0.49),
-        ("lgm_unseen_psnr", 22.1),
-        ("lgm_unseen_iou", 0.60),
+        ("views_psnr", 18.8),
+        ("render_psnr", 18.95),
+        ("render_psnr_foreground", 13.75),
+        ("render_ssim", 0.81),
+        ("render_iou", 0.735),
+        ("lgm_unseen_psnr", 20.8),
+        ("lgm_unseen_iou", 0.81),
     ],
 )
-def test_held_out_object_is_as_good_as_it_was(scores, score, bound):
+def test_held_out_objects_are_as_good_as_they_were(scores, score, bound):
     assert scores[score] > bound
 
 
