@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ouroboros3d.app.browser import wait_until
 from ouroboros3d.camera_defaults import DISTANCE, FOV
 from ouroboros3d.cameras import Cameras, orbit
 from ouroboros3d.cli import call
@@ -208,7 +209,7 @@ def open_page(browser):
         tab.on("pageerror", lambda error: tab.errors.append(str(error)))
         tab.add_init_script(script)
         tab.goto(path.as_uri())
-        tab.wait_for_function("window.player")
+        wait_until(tab, "window.player")
         return tab
 
     yield open_
@@ -251,9 +252,9 @@ def test_keys_buttons_and_clicks(open_page, page):
     tab.mouse.up()
     assert tab.evaluate("player.view.azimuth") == 20
     tab.locator(".spin").click()
-    tab.wait_for_function("player.view.azimuth > 21")
+    wait_until(tab, "player.view.azimuth > 21")
     tab.locator(".play").click()
-    tab.wait_for_function("document.querySelector('.step').value == '1'")
+    wait_until(tab, "document.querySelector('.step').value == '1'")
     assert not tab.errors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from ouroboros3d.app.port import AppError
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 # SwiftShader draws WebGL2 without a GPU; the sandbox does not start for root.
 FLAGS = ("--no-sandbox", "--enable-unsafe-swiftshader")
@@ -31,3 +32,15 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def wait_until(tab: Page, expression: str, seconds: float = 120.0) -> None:
+    """Returns once the JavaScript `expression` is true in `tab`. Raises TimeoutError after `seconds`.
+
+    playwright's own `wait_for_function` calls eval in the page, which our pages' Content-Security-Policy forbids.
+    """
+    end = time.monotonic() + seconds
+    while not tab.evaluate(f"!!({expression})"):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{tab.url}: not true after {seconds:g} seconds: {expression}")
+        tab.wait_for_timeout(50)

@@ -49,10 +49,12 @@ def main(arguments: list[str]) -> None:
 
 def measure(browser: Browser, page: Path) -> dict[str, float]:
     """Milliseconds: `ready` from navigation to the first step, `sort` and `frame` (sort and drawing), medians."""
+    from ouroboros3d.app.browser import wait_until
+
     tab = browser.new_page()
     tab.set_default_timeout(300_000)
     tab.goto(page.as_uri())
-    tab.wait_for_function("window.player")
+    wait_until(tab, "window.player", seconds=300)
     numbers = tab.evaluate("({ready: performance.now(), ...player.time(21, 512)})")
     tab.close()
     return numbers

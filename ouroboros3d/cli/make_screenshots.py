@@ -66,10 +66,12 @@ def make_page(pipeline: Ouroboros3DPipeline, options: argparse.Namespace, path: 
 
 def picture_player(browser: Browser, page: Path, images: Path) -> None:
     """The page on a desk and on a phone."""
+    from ouroboros3d.app.browser import wait_until
+
     for name, size in (("player", {"viewport": {"width": 1160, "height": 900}}), ("player_phone", PHONE)):
         tab = browser.new_page(**size)
         tab.goto(page.absolute().as_uri())
-        tab.wait_for_function("window.player")
+        wait_until(tab, "window.player")
         tab.evaluate("player.look({azimuth: 20, elevation: 15})")
         save_screenshot(tab, images / f"{name}.webp")
         tab.close()
