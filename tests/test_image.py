@@ -102,7 +102,8 @@ def test_formats(tmp_path, suffix):
     ],
 )
 def test_modes(tmp_path, mode, colour, expected):
-    path = saved(Image.new(mode, (4, 4), colour), tmp_path / "a.tiff")
+    packing = {"compression": "tiff_lzw"} if mode == "YCbCr" else {}  # plain, Pillow 12 cannot read its own
+    path = saved(Image.new(mode, (4, 4), colour), tmp_path / "a.tiff", **packing)
     pixel = open_picture(path).getpixel((2, 2))
     assert np.abs(np.subtract(pixel, expected)).max() <= (mode == "LAB")  # a colour profile's rounding
 
