@@ -92,6 +92,11 @@ def test_repeating_gives_the_same_bytes_and_keeps_what_is_current(folders, shard
     assert {path for path, time in times.items() if path.stat().st_mtime_ns != time} == {first, second}
 
 
+def test_without_workers_no_process_is_started(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("ouroboros3d.data.shard_writer.Pool", None)  # a call would fail
+    assert call(make_shards.main, [str(folders), "--out", str(tmp_path / "out"), "--workers", "0"]) == 1
+
+
 def test_an_index_says_where_everything_is(shards):
     entries = list(read_index(shards))
     assert [entry.id for entry in entries] == [*IDS[:4], "e f", "a"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
@@ -45,8 +46,8 @@ def run(tasks: list[Task], workers: int) -> list[Entry]:
     """The entries of all shards, in order, with a progress bar over orbits."""
     entries: list[Entry] = []
     bar = tqdm(total=sum(len(task.ids) for task in tasks), desc=str(tasks[0].path.parent), unit="orbit")
-    with bar, Pool(max(1, workers)) as pool:
-        for task, packed in zip(tasks, pool.imap(pack, tasks) if workers else map(pack, tasks), strict=True):
+    with bar, Pool(workers) if workers else nullcontext() as pool:
+        for task, packed in zip(tasks, pool.imap(pack, tasks) if pool else map(pack, tasks), strict=True):
             entries += packed
             bar.update(len(task.ids))
     return entries
