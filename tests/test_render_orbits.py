@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("embreex")
 from mesh_files import warnings_of  # noqa: E402
-from orbit_folders import SQUARE, box_file, orbit_dataset  # noqa: E402
+from orbit_folders import SQUARE, box_file, orbit_dataset, run  # noqa: E402
 
 from ouroboros3d.data.orbit_files import read_meta, read_rgba  # noqa: E402
 from ouroboros3d.datagen import orbit_renderer as render  # noqa: E402
@@ -104,6 +105,35 @@ def test_meta_says_where_an_orbit_comes_from(rendered, tmp_path):
     corner = np.array([0.2, -0.3, 0.4])  # x, y, z of the file are x, z, -y of the world
     world = fit["scale"] * (corner - fit["centre"])
     assert np.linalg.norm(surface.vertices - world, axis=1).min() < 1e-9 and np.linalg.norm(world) == pytest.approx(0.5)
+
+
+def test_stretch_makes_variants_of_the_same_object(tmp_path, capsys):
+    box_file(tmp_path)
+    (tmp_path / "list.txt").write_text("box.obj\n")
+    options = ["--assets", tmp_path / "list.txt", "--size", 16, "--orbits", 1, "--workers", 1, "--out", tmp_path / "out"]
+    assert run(*options, "--stretch", 1.5) == 0
+    fit = json.loads((tmp_path / "out/box_0/meta.json").read_text())["normalisation"]
+    factors, settings = np.array(fit["stretch"]), render.Settings(tmp_path, stretch=1.5)
+    assert (factors >= 1 / 1.5).all() and (factors <= 1.5).all() and len(set(factors)) == 3
+    asset = Asset("box", "", tmp_path / "box.obj")
+    assert render.stretch_factors(asset, settings) == fit["stretch"]
+    assert render.stretch_factors(asset, replace(settings, seed=1)) != fit["stretch"]
+    surface = render.OpenAsset.load(asset, settings).scene.surface
+    corner = np.array([0.2, -0.3, 0.4])  # see above
+    world = fit["scale"] * (factors * corner - fit["centre"])
+    assert np.linalg.norm(surface.vertices - world, axis=1).min() < 1e-9 and np.linalg.norm(world) == pytest.approx(0.5)
+    normals = np.abs(surface.corner_normals)
+    np.testing.assert_allclose(normals.max(-1), 1, atol=1e-6)  # a stretched box is a box
+    assert run(*options) == 2
+    assert "stretch was 1.5 and is now 1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", (["--procedural", "1"], ["--assets", "a.txt", "--backend", "blender"]))
+def test_stretch_is_refused_where_it_would_do_nothing(source, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(*source, "--out", tmp_path, "--stretch", "1.4")
+    assert ended.value.code == 2
+    assert "--stretch is for the meshes" in capsys.readouterr().err
 
 
 def test_fill_is_the_share_of_the_picture(tmp_path):

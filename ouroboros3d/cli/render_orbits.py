@@ -11,6 +11,9 @@ maybe split, paths relative to the file; get_furniture.py writes one). In folder
 between its parts. Both backends read glb, gltf, obj, ply and stl; light alone reads off, blender alone reads fbx. A
 glTF file's default scene is rendered, or its first if it names none.
 
+--stretch 1.4 makes variants to train on: every axis of an object is stretched or shrunk by a random factor of up to
+1.4. Another --seed in another --out gives other variants; with --split train none is of a held-out object.
+
 If the list gives no splits, --val_share of the objects go to val.txt and the rest to train.txt. Ids are hashed for
 this, so adding objects moves none.
 
@@ -152,12 +155,18 @@ def main(arguments: list[str]) -> None:
     add("--shard", type=parse_shard, metavar="I/N", help="render every N-th object, starting at I (from 0)")
     add("--sheet", action="store_true", help="write <out>/sheet.webp: one view per object, those with warnings framed")
     add("--seed", type=int, default=0, help="seed of elevations, azimuths, noise and procedural objects (%(default)s)")
+    stretch = "stretch each axis of an object by a random factor, at most this or its inverse (1: as it is)"
+    add("--stretch", type=float, default=1.0, metavar="FACTOR", help=stretch)
     add_render_options(parser)
     args = parser.parse_args(arguments)
     if args.seed < 0 or (args.procedural is not None and args.procedural < 1):
         parser.error("--seed must not be negative, --procedural must be at least 1")
     if not 0 <= args.val_share < 1:
         parser.error("--val_share must be a share from 0 up to but not including 1")
+    if not 1 <= args.stretch <= 10:
+        parser.error("--stretch must be a factor from 1 to 10")
+    if args.stretch > 1 and (args.procedural or args.backend != "light"):
+        parser.error("--stretch is for the meshes of --assets and --backend light")
     settings = make_settings(parser, args)
     if args.procedural and args.backend != "light":
         parser.error("--procedural objects are for --backend light")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,12 @@ def load_surface(
     radius: float = OBJECT_RADIUS,
     max_faces: int | None = None,
     findings: Findings | None = None,
+    stretch: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Surface:
     """Load a mesh file and fit it into a sphere.
 
     up: the file's up axis, "y" (obj and glTF by custom) or "z". max_texture: larger textures are reduced to this many
-    pixels per side. findings: takes the warnings and features met. Of several scenes in a glTF file the default one
+    pixels per side. findings: takes the warnings and features met. stretch: factors of x, y and z, with z up. Of several scenes in a glTF file the default one
     counts, or the first if none is. A texture that is missing leaves the plain colour, and a warning.
     Raises AssetError when the file is missing, unreadable, empty or too large, or needs what is not supported.
     """
@@ -53,7 +55,7 @@ def load_surface(
             raise AssetError(f"has more than {MAX_BYTES:,} bytes")
         parts = READERS[suffix](path, Pictures(path, max_texture), findings, max_faces)
         turn = np.eye(4)
-        turn[:3, :3] = Z_UP[up]
+        turn[:3, :3] = np.diag(stretch) @ Z_UP[up]
         return make_surface([part.moved(turn) for part in parts], radius, max_faces)
     except AssetError as error:
         if isinstance(error, Unsupported):

@@ -52,7 +52,8 @@ class Settings:
     size: pixels per side; samples: rays per pixel and axis (light) or paths per pixel (blender); depth: pixels per side
     of depth.npz, 0 = none; up: axis of the files; fov: degrees; distance: of the camera from the origin, world
     units; fill: width of the sphere around the object in the picture, as a share of the picture's; device, denoise
-    and threads (0 = all): of Cycles; max_faces: more triangles are refused.
+    and threads (0 = all): of Cycles; stretch: most that an axis of an object is stretched or shrunk by, 1 = not at all;
+    max_faces: more triangles are refused.
     """
 
     out: Path
@@ -69,6 +70,7 @@ class Settings:
     device: str = "cpu"
     denoise: bool = False
     threads: int = 0
+    stretch: float = 1.0
     max_faces: int = MAX_FACES
 
     @property
@@ -79,6 +81,7 @@ class Settings:
     def shared(self) -> dict[str, Any]:
         """What the pictures of one folder must have in common."""
         keys = ("size", "samples", "depth", "seed", "up", "backend", "fov", "distance", "fill", "device", "denoise")
+        keys += ("stretch",)
         return {key: asdict(self)[key] for key in keys}
 
 
@@ -91,7 +94,8 @@ def light_backend(asset: Asset, settings: Settings, findings: Findings) -> tuple
     if asset.path is None:
         return Raycaster(random_object(settings.seed, asset.number, settings.radius)), name
     texture = max(256, 2 * settings.size)
-    surface = load_surface(asset.path, settings.up, texture, settings.radius, settings.max_faces, findings)
+    stretch = stretch_factors(asset, settings)
+    surface = load_surface(asset.path, settings.up, texture, settings.radius, settings.max_faces, findings, stretch)
     return Raycaster(surface), name
 
 
@@ -132,6 +136,13 @@ def training_orbits(asset: Asset, settings: Settings) -> list[Orbit]:
     return orbits
 
 
+def stretch_factors(asset: Asset, settings: Settings) -> list[float]:
+    """Of x, y and z, with z up: from 1 / settings.stretch to settings.stretch, evenly in their logarithm, the same on
+    every machine."""
+    rng = np.random.default_rng([settings.seed, zlib.crc32(asset.id.encode())])
+    return (settings.stretch ** rng.uniform(-1, 1, 3)).tolist()
+
+
 @dataclass(frozen=True)
 class OpenAsset:
     """An asset that has been loaded, and all that meta.json says about it."""
@@ -162,9 +173,11 @@ class OpenAsset:
             "source_sha256": digest,
             "warnings": list(findings.warnings),
             "features": dict(sorted(findings.features.items())),
-            # world = scale * (file, turned to z up, - centre)
+            # world = scale * (stretch * (file, turned to z up) - centre)
             "normalisation": {"up": settings.up, "centre": surface.centre.tolist(), "scale": float(surface.scale)},
         }
+        if settings.stretch != 1:
+            meta["normalisation"]["stretch"] = stretch_factors(asset, settings)
         return cls(asset, scene, meta)
 
     def write_orbit(self, folder: Path, orbit: Orbit, settings: Settings) -> None:
@@ -261,7 +274,7 @@ def prepare_out(settings: Settings, **more: Any) -> None:
     path, now = settings.out / "render.json", settings.shared() | more
     if path.is_file():
         try:
-            before = json.loads(path.read_text())
+            before = {"stretch": 1.0} | json.loads(path.read_text())  # older files do not name it
             changed = [f"{k} was {before[k]} and is now {now[k]}" for k in now if before[k] != now[k]]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
