@@ -122,5 +122,5 @@ def test_two_processes_do_not_delete_each_other_s_build(machine):
     time.sleep(0.3)
     second = start()
     for process in (first, second):
-        process.join()
+        process.join(60)
     assert [first.exitcode, second.exitcode] == [0, 0] and (folder / f"{LIBRARY}.so").exists()

@@ -12,7 +12,7 @@ from PIL import Image
 trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("embreex")
 from mesh_files import warnings_of  # noqa: E402
-from orbit_folders import SQUARE, box_file, orbit_dataset, run  # noqa: E402
+from orbit_folders import QUICK, SQUARE, box_file, orbit_dataset, run  # noqa: E402
 
 from ouroboros3d.data.orbit_files import read_meta, read_rgba  # noqa: E402
 from ouroboros3d.datagen import orbit_renderer as render  # noqa: E402
@@ -110,7 +110,7 @@ def test_meta_says_where_an_orbit_comes_from(rendered, tmp_path):
 def test_stretch_makes_variants_of_the_same_object(tmp_path, capsys):
     box_file(tmp_path)
     (tmp_path / "list.txt").write_text("box.obj\n")
-    options = ["--assets", tmp_path / "list.txt", "--size", 16, "--orbits", 1, "--workers", 1, "--out", tmp_path / "out"]
+    options = ["--assets", tmp_path / "list.txt", *QUICK, "--out", tmp_path / "out"]
     assert run(*options, "--stretch", 1.5) == 0
     fit = json.loads((tmp_path / "out/box_0/meta.json").read_text())["normalisation"]
     factors, settings = np.array(fit["stretch"]), render.Settings(tmp_path, stretch=1.5)

@@ -2,10 +2,10 @@
 
 import errno
 import os
-import select
 import signal
+import subprocess
+import sys
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,11 @@ pytest.importorskip("embreex")
 from mesh_files import warnings_of
 from orbit_folders import QUICK, SQUARE, box_file, run
 
-from ouroboros3d.cli import render_orbits
 from ouroboros3d.datagen import orbit_renderer as render
 from ouroboros3d.datagen import workers
 from ouroboros3d.datagen.assets import Asset
 from ouroboros3d.datagen.meshes import load_surface
+from ouroboros3d.files import PACKAGE
 
 
 def test_runs_repeat_and_skip_what_is_finished(tmp_path):
@@ -41,30 +41,36 @@ def test_runs_repeat_and_skip_what_is_finished(tmp_path):
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
-def test_a_killed_run_leaves_nothing_half_done_and_continues(tmp_path, monkeypatch):
+# A run of render_orbits.py whose worker kills it in the midst of its third object.
+KILLED = """
+import multiprocessing, os, signal, sys, time
+from PIL import Image
+from ouroboros3d.cli import render_orbits
+
+original = Image.Image.save
+
+def save(image, path, *args, **kwargs):
+    if "procedural_000002" in str(path) and "0007" in str(path):
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)  # its worker must not outlive it
+    original(image, path, *args, **kwargs)
+
+Image.Image.save = save
+multiprocessing.set_start_method("fork")
+render_orbits.main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_leaves_nothing_half_done_and_continues(tmp_path):
     arguments = ("--procedural", 4, *QUICK)
     assert run(*arguments, "--out", tmp_path / "whole") == 0
     out = tmp_path / "killed"
-
-    original = Image.Image.save
-
-    def save(image, path, *args, **kwargs):
-        if "procedural_000002" in str(path) and "0007" in str(path):
-            os.kill(os.getppid(), signal.SIGKILL)
-            time.sleep(60)  # its worker must not outlive it
-        original(image, path, *args, **kwargs)
-
-    monkeypatch.setattr(Image.Image, "save", save)
-    process = get_context("fork").Process(target=render_orbits.main, args=([*map(str, arguments), "--out", str(out)],))
-    alive, held = os.pipe()
-    process.start()
-    os.close(held)  # so that the run and its workers alone have it
-    process.join()
-    ended, _, _ = select.select([alive], [], [], 20)
-    os.close(alive)
-    monkeypatch.setattr(Image.Image, "save", original)
-    assert ended
-    assert process.exitcode == -signal.SIGKILL and len(list(out.glob(".tmp-*"))) == 1
+    command = [sys.executable, "-c", KILLED, *map(str, arguments), "--out", str(out)]
+    # Its output ends with the last process that holds it, which is a worker that outlives the run.
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    process = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert len(list(out.glob(".tmp-*"))) == 1
     complete = sorted(p for p in out.iterdir() if p.name.startswith("procedural"))
     assert [p.name for p in complete] == ["procedural_000000_0", "procedural_000001_0"]
     assert all(len(list(p.iterdir())) == 17 for p in complete)

@@ -93,8 +93,18 @@ def test_repeating_gives_the_same_bytes_and_keeps_what_is_current(folders, shard
 
 
 def test_without_workers_no_process_is_started(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("ouroboros3d.data.shard_writer.Pool", None)  # a call would fail
+    monkeypatch.setattr("ouroboros3d.data.shard_writer.ProcessPoolExecutor", None)  # a call would fail
     assert call(make_shards.main, [str(folders), "--out", str(tmp_path / "out"), "--workers", "0"]) == 1
+
+
+def _die(task) -> None:
+    os._exit(9)
+
+
+def test_a_process_that_dies_ends_the_run(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ouroboros3d.data.shard_writer.pack", _die)
+    assert call(make_shards.main, [str(folders), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
+    assert "a process died, perhaps out of memory; the same command with fewer" in capsys.readouterr().err
 
 
 def test_an_index_says_where_everything_is(shards):

@@ -24,8 +24,8 @@ import subprocess
 import tempfile
 import zipfile
 from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import Pool
 from pathlib import Path
 
 from ouroboros3d.cli.options import Parser
@@ -220,7 +220,7 @@ def choose(models: Path, workers: int) -> list[dict[str, str]]:
     entries = [e for c in LICENCES for e in read_catalogue(models / c)]
     reasons = {e: excluded_by_catalogue(e) for e in entries}
     shown = [e for e in entries if not reasons[e]]
-    with Pool(workers) as pool:
+    with ProcessPoolExecutor(workers) as pool:  # unlike multiprocessing's Pool it ends if a process dies
         found = pool.map(excluded_by_shape, [models / e.catalogue / e.model for e in shown], chunksize=8)
     reasons |= zip(shown, found, strict=True)
     kept = sorted((e for e in shown if not reasons[e]), key=lambda e: e.id)

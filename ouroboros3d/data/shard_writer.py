@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass
-from multiprocessing import Pool
 from pathlib import Path
 
 from tqdm import tqdm
@@ -43,13 +44,19 @@ def pack(task: Task) -> list[Entry]:
 
 
 def run(tasks: list[Task], workers: int) -> list[Entry]:
-    """The entries of all shards, in order, with a progress bar over orbits."""
+    """The entries of all shards, in order, with a progress bar over orbits. Raises OutputError if a process dies."""
     entries: list[Entry] = []
     bar = tqdm(total=sum(len(task.ids) for task in tasks), desc=str(tasks[0].path.parent), unit="orbit")
-    with bar, Pool(workers) if workers else nullcontext() as pool:
-        for task, packed in zip(tasks, pool.imap(pack, tasks) if pool else map(pack, tasks), strict=True):
-            entries += packed
-            bar.update(len(task.ids))
+    with bar, ProcessPoolExecutor(workers) if workers else nullcontext() as pool:
+        try:
+            for task, packed in zip(tasks, (pool.map if pool else map)(pack, tasks), strict=True):
+                entries += packed
+                bar.update(len(task.ids))
+        except BrokenProcessPool as error:
+            raise OutputError(
+                f"{tasks[0].path.parent}: a process died, perhaps out of memory; the same command with fewer --workers "
+                "goes on from here"
+            ) from error
     return entries
 
 

@@ -40,8 +40,9 @@ def load_surface(
     """Load a mesh file and fit it into a sphere.
 
     up: the file's up axis, "y" (obj and glTF by custom) or "z". max_texture: larger textures are reduced to this many
-    pixels per side. findings: takes the warnings and features met. stretch: factors of x, y and z, with z up. Of several scenes in a glTF file the default one
-    counts, or the first if none is. A texture that is missing leaves the plain colour, and a warning.
+    pixels per side. findings: takes the warnings and features met. stretch: factors of x, y and z, with z up. Of
+    several scenes in a glTF file the default one counts, or the first if none is. A texture that is missing leaves the
+    plain colour, and a warning.
     Raises AssetError when the file is missing, unreadable, empty or too large, or needs what is not supported.
     """
     path, findings = Path(path), Findings() if findings is None else findings
