@@ -43,12 +43,13 @@ fi
 
 [[ -f data/furniture/assets.csv ]] || "$python" scripts/get_furniture.py --out data/furniture
 "$python" scripts/render_orbits.py --assets data/furniture/assets.csv --out data/orbits64 --size 64 --depth 32
-"$python" scripts/render_orbits.py --procedural 920 --orbits 1 --out data/procedural64 --size 64 --depth 32
+"$python" scripts/render_orbits.py --assets data/furniture/assets.csv --split train --stretch 1.4 --seed 1 \
+  --out data/stretched64 --size 64 --depth 32
+"$python" scripts/render_orbits.py --procedural 1840 --orbits 1 --out data/procedural64 --size 64 --depth 32
 
-# The training list holds both sets, as paths relative to data/small64; validation and test are furniture alone.
+# The training list holds all three sets, as paths relative to data/small64; validation and test are furniture alone.
 mkdir -p data/small64
-{ sed 's#^#../orbits64/#' data/orbits64/train.txt; sed 's#^#../procedural64/#' data/procedural64/train.txt; } \
-  > data/small64/train.txt
+for set in orbits64 stretched64 procedural64; do sed "s#^#../$set/#" "data/$set/train.txt"; done > data/small64/train.txt
 for split in val test; do sed 's#^#../orbits64/#' "data/orbits64/$split.txt" > "data/small64/$split.txt"; done
 
 for stage in "${stages[@]}"; do

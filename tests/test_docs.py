@@ -41,6 +41,7 @@ SMALLER: list[tuple[str, list[str]]] = [
     ),
     (r"benchmark_data\.py", ["--seconds", "0.2", "--workers", "0", "--size", "32"]),
     (r"render_(orbits|eval)\.py", ["--size", "32", "--workers", "1"]),
+    (r"--procedural", ["--procedural", "8"]),
     (r"convert\.py", ["--size", "32", "--frames", "4", "--faces", "500"]),
     (r"make_sharp_object\.py", ["--count", "500"]),
 ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ouroboros3d.cli.inference import parse
+from ouroboros3d.config.loading import load_config
 from ouroboros3d.export import FORMATS
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,12 @@ def test_the_notebook_shows_its_pictures():
     cells = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())["cells"]
     shown = [o for c in cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(shown) >= 4
+
+
+def test_the_page_has_the_configurations_steps():
+    said = re.search(r"the configuration's: (\d+) of the small model, (\d+) of the release", PAGE.read_text())
+    configs = ("configs/small.yaml", "configs/baseline.yaml")
+    assert [int(n) for n in said.groups()] == [load_config(ROOT / name).sampler.steps for name in configs]
 
 
 def test_the_page_names_every_format_and_flag(capsys):
