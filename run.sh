@@ -4,7 +4,7 @@
 #   ./run.sh test      [arguments of pytest]         without any: the default suite
 #   ./run.sh train     [arguments of train.py]       without any: one minute on the orbits in tests/data
 #   ./run.sh app       [arguments of scripts/app.py] the web app
-#   ./run.sh results   [arguments of evaluate.py]    the tables of docs/results.md, from nothing
+#   ./run.sh results   [arguments of evaluate.py]    the first table of docs/results.md, from nothing
 #   ./run.sh train_small [--budget 4h]               the small model from nothing: objects, orbits, every stage
 #   ./run.sh setup                                   only makes .venv
 # Uses the active Python environment if it satisfies requirements.txt, otherwise .venv beside this file, which

@@ -5,7 +5,7 @@
 #
 # On a GPU, or on CPU cores, of which it takes two for the longest stages. The budget is the training time of all stages
 # together (rendering the orbits takes some minutes on top); every long stage gets its share, and its learning rate ends
-# with it. More is better: checkpoints/small/README.md has what about ten core-hours gave. docs/training.md
+# with it. More is better: checkpoints/small/README.md has what the committed weights took. docs/training.md
 # lists the stages; validation goes to their metrics.jsonl, and the last command prints the model's scores.
 # Every part can be interrupted and repeated: what is finished is skipped, what is not goes on where it was.
 # --dry_run prints the plan: stages, samples, and hours on this machine from a timed step of each.

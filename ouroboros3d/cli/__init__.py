@@ -1,7 +1,7 @@
 """The commands: one module per entry point, each with a `main(arguments)`.
 
 The scripts at the top of the repository and in scripts/ call `run`; the installed command `ouroboros3d` calls `main`,
-which has a sub-command for each module.
+which has those in COMMANDS as sub-commands.
 """
 
 from __future__ import annotations

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     counts = {"type": int, "nargs": "+", "default": [1408, 65536]}
-    parser.add_argument(
-        "--gaussians", **counts, help="Gaussians per step (default: 1408, the small model's, and 65536)"
-    )
+    parser.add_argument("--gaussians", **counts, help="Gaussians per step (default: 1408 and 65536)")
     parser.add_argument("--steps", type=int, default=25, help="steps of the page (default: %(default)s)")
     return parser.parse_args(arguments)
 

@@ -1,6 +1,6 @@
 """Times one training step and its parts, the cost of the second pass and of options, and saving and resuming.
 
-    python scripts/render_orbits.py --procedural 8 --orbits 1 --size 64 --out /tmp/orbits
+    python scripts/render_orbits.py --procedural 8 --orbits 1 --size 64 --depth 32 --out /tmp/orbits
     python scripts/benchmark_training.py --config configs/small/joint.yaml --weights checkpoints/small \\
       data.root=/tmp/orbits data.val=train.txt
     torchrun --nproc_per_node=2 scripts/benchmark_training.py ... train.batch_size=2    (several processes)

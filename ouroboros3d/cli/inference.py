@@ -56,7 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--elevation", type=elevation, help="degrees the camera looks down, or auto (default: the config's, 0)")
     seed = "seed of the noise, at least 0 (default: the config's, 0)"
     add("--seed", dest="sampler.seed", type=int, metavar="SEED", help=seed)
-    steps = "denoising steps, at least 1 (default: the config's, 5 of the small model)"
+    steps = "denoising steps, at least 1 (default: the config's, 3 of the small model)"
     add("--steps", "--num_inference_steps", dest="sampler.steps", type=int, metavar="N", help=steps)
     candidates = "number of seeds to try; only the best is finished (default: %(default)s)"
     add("--candidates", type=count, default=1, metavar="N", help=candidates)

@@ -1,4 +1,4 @@
-"""Makes the README's pictures of the model's results on testset/.
+"""Makes the pictures of the model's results on testset/, for README and docs.
 
     python scripts/make_gallery.py [--out docs/images] [key=value ...]
 

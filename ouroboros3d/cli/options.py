@@ -56,7 +56,7 @@ class ConfigParser(Parser):
         dest = "model.pretrained.checkpoint"
         self.add_argument("--ckpt", "--checkpoint", dest=dest, metavar="FOLDER", help=help, **options)
 
-    def add_device(self, dtype: str | None = "fp16 on cuda, else float32") -> None:
+    def add_device(self, dtype: str | None = "sampler.dtype, whose auto is fp16 on cuda, else float32") -> None:
         """Adds --device, which is checked, and --dtype, whose default `dtype` describes; None adds no --dtype."""
         known = "cpu, cuda, cuda:<number> or mps (default: cuda if available, else cpu)"
         self.add_argument("--device", type=check_device_name, help=known)

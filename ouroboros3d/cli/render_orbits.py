@@ -154,7 +154,12 @@ def main(arguments: list[str]) -> None:
     add("--split", choices=SPLITS, help="render only this split")
     add("--shard", type=parse_shard, metavar="I/N", help="render every N-th object, starting at I (from 0)")
     add("--sheet", action="store_true", help="write <out>/sheet.webp: one view per object, those with warnings framed")
-    add("--seed", type=int, default=0, help="seed of elevations, azimuths, noise and procedural objects (%(default)s)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of elevations, azimuths, noise, stretching and procedural objects (%(default)s)",
+    )
     stretch = "stretch each axis of an object by a random factor, at most this or its inverse (1: as it is)"
     add("--stretch", type=float, default=1.0, metavar="FACTOR", help=stretch)
     add_render_options(parser)

@@ -6,7 +6,6 @@
 
 Writes checkpoints/, validation/, metrics.jsonl, export/ and best/ (weights for inference.py) to `train.output_dir`.
 The same command resumes. docs/training.md has launchers, memory and every switch.
-The same command resumes. docs/training.md has launchers, memory and every switch.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def sample(pipe: Ouroboros3DPipeline, example: Example, kind: str, starts: list[
             scores.append({name: values.tolist() for name, values in score_parts(step, image).items()})
         for i, (elevation, seed) in enumerate(part):
             rgb = pipe.sampler.renderer(step.gaussians.scene(i), target.cameras, image.shape[-1]).rgb.clamp(0, 1)
-            value = psnr(rgb[:, 1:], target.images[None, 1:]).item()
+            value = psnr(rgb[0, 1:], target.images[1:]).mean().item()  # of the pictures, as scripts/evaluate.py has it
             start = dict(zip(COLUMNS, (example.object, kind, example.elevation, elevation, seed), strict=False))
             rows += [
                 start | {"step": k + 1, "psnr": value} | {p: parts[p][i] for p in PARTS}

@@ -21,7 +21,7 @@ from ouroboros3d.models.one_key import use_one_key_attention
 
 
 class MultiViewUNet(nn.Module):
-    """Predicts v for V views at once. Parameter names are the release's, but for the adapters' (see checkpoint.py).
+    """Predicts v for V views at once. Parameter names are the release's, but for the adapters' (see weights.py).
 
     `encode_cameras` and `encode_feedback` make the two kinds of residuals, `forward` adds them.
     """
