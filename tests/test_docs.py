@@ -108,6 +108,33 @@ def test_files_that_a_page_names_are_there(page):
             assert own or any(f"/{t}".endswith(f"/{name}") for t in tracked), f"{page.name} names {name}"
 
 
+CODE = re.compile(r"`(?!PIP_|mv_unet\.|lgm\.b)((?:\w+\.)*[A-Za-z_]\w+)`")  # the last two: tensors of the full set
+
+
+@pytest.fixture(scope="module")
+def words() -> dict[str, set[str]]:
+    """The words of each file of code, and of the names of all files, by path."""
+    folders = (ROOT / name for name in ("ouroboros3d", "tests", "scripts", "configs"))
+    files = [
+        p for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".yaml", ".sh", ".js", ".safetensors")
+    ]
+    names = {str(p): set(re.findall(r"\w+", p.read_text())) for p in files if p.suffix != ".safetensors"}
+    return names | {"names": {part for p in files for part in p.name.split(".")} | {"run", "train", "inference"}}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_names_of_the_code_that_a_page_uses_exist(page, words):
+    """Every word of them; and what is said to be a module's or a class's stands in one file with it."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for name in CODE.findall(text):
+        parts = name.removesuffix(".py").split(".")
+        unknown = [part for part in parts if not any(part in file for file in words.values())]
+        assert not unknown, f"{page.name}: `{name}`"
+        if len(parts) > 1:
+            homes = [file | {Path(path).stem} for path, file in words.items()]
+            assert any(set(parts) <= home for home in homes), f"{page.name}: `{name}` is in no file"
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """A fresh clone with the reader's own files. Each page's commands run in it, in their order."""
