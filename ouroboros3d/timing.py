@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+MANY = 1000  # events that wait to be read
+
 
 class Stopwatch:
     """`with clock("unet", device): ...` adds up the seconds of each name in `seconds`.
@@ -27,12 +29,15 @@ class Stopwatch:
     def __call__(self, name: str, device: torch.device | str = "cpu") -> Iterator[None]:
         if torch.device(device).type == "cuda" and torch.cuda.is_available():  # not for simulated tensors
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
+            stream = torch.cuda.current_stream(device)  # of that GPU, which need not be the current one
+            begin.record(stream)
             try:
                 yield
             finally:
-                end.record()
+                end.record(stream)
                 self._events.append((name, begin, end))
+                if len(self._events) > MANY:
+                    self._fold([event for event in self._events if event[2].query()])
             return
         start = self.timer()
         try:
@@ -43,11 +48,17 @@ class Stopwatch:
     @property
     def seconds(self) -> defaultdict[str, float]:
         """By name; of CUDA's parts once they are done."""
-        for name, begin, end in self._events:
+        for *_, end in self._events:
             end.synchronize()
-            self._seconds[name] += begin.elapsed_time(end) / 1000
-        self._events.clear()
+        self._fold(list(self._events))
         return self._seconds
+
+    def _fold(self, done: list[tuple[str, torch.cuda.Event, torch.cuda.Event]]) -> None:
+        """Adds up what is done, so that a program that never asks does not collect events."""
+        for event in done:
+            name, begin, end = event
+            self._seconds[name] += begin.elapsed_time(end) / 1000
+            self._events.remove(event)
 
     def reset(self) -> None:
         self._seconds.clear()

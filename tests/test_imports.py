@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ouroboros3d"
 LAYERS = [
-    {"camera_defaults", "errors", "tensors", "timing"},
+    {"camera_defaults", "errors", "processes", "tensors", "timing"},
     {"devices", "files"},
     {"cameras", "gaussians"},
     {"config", "geometry", "interfaces"},

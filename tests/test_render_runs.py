@@ -74,8 +74,13 @@ def test_a_killed_run_leaves_nothing_half_done_and_continues(tmp_path):
     complete = sorted(p for p in out.iterdir() if p.name.startswith("procedural"))
     assert [p.name for p in complete] == ["procedural_000000_0", "procedural_000001_0"]
     assert all(len(list(p.iterdir())) == 17 for p in complete)
-    for hidden in out.glob(".tmp-*"):
-        os.utime(hidden, (0, 0))  # as if an hour had passed
+    (hidden,) = out.glob(".tmp-*")
+    os.utime(hidden, (0, 0))  # an orbit may take longer than an hour: what it has written counts
+    render.prepare_out(render.Settings(out, size=16, samples=1))
+    assert hidden.is_dir()
+    for path in hidden.rglob("*"):
+        os.utime(path, (0, 0))  # as if an hour had passed since its last picture
+    os.utime(hidden, (0, 0))
     stamps = {p: (p / "meta.json").stat().st_mtime_ns for p in complete}
     assert run(*arguments, "--out", out) == 0
     assert stamps == {p: (p / "meta.json").stat().st_mtime_ns for p in complete}

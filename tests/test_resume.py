@@ -57,7 +57,7 @@ def test_a_signal_stops_after_the_step_and_loses_nothing(tmp_path, whole, capsys
     first.train_step = interrupted
     assert first.run() == 1
     assert first.stopped_by == signal.SIGTERM
-    assert "stopped at step 1: SIGTERM" in capsys.readouterr().out
+    assert "stopped at step 1: SIGTERM; resume with the same command\n" in capsys.readouterr().out
     assert_same_end(whole, finish(make(tmp_path / "parts", **EVERYTHING)))
 
 

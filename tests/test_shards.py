@@ -102,9 +102,23 @@ def _die(task) -> None:
 
 
 def test_a_process_that_dies_ends_the_run(folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ouroboros3d.data.shard_writer.pack", _die)
-    assert call(make_shards.main, [str(folders), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("ouroboros3d.data.shard_writer.pack", _die)
+        assert call(make_shards.main, [str(folders), "--out", str(out), "--workers", "1"]) == 2
     assert "a process died, perhaps out of memory; the same command with fewer" in capsys.readouterr().err
+    (out / ".tmp-a.tar").touch()  # what it leaves
+    assert call(make_shards.main, [str(folders), "--out", str(out)]) == 1
+    assert (out / INDEX).is_file() and not list(out.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [(["--workers", "-1"], "--workers -1: must not be"), (["--lists", "train.txt", "a/train.txt"], "the same name")],
+)
+def test_what_cannot_be_packed_is_refused(folders, tmp_path, capsys, options, reason):
+    assert call(make_shards.main, [str(folders), "--out", str(tmp_path / "out"), *options]) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_an_index_says_where_everything_is(shards):

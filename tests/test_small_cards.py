@@ -197,5 +197,5 @@ def test_out_of_memory_in_training_names_its_own_options(monkeypatch, make_confi
     monkeypatch.setattr("ouroboros3d.evaluation.validation.Validation", lambda *_: None)
     monkeypatch.setattr("ouroboros3d.training.trainer.Trainer.run", out_of_memory)
     with pytest.raises(TrainingError, match=r"train\.batch_size.*gradient_checkpointing.*deepspeed_zero2") as caught:
-        train(config, cpu=True)
+        train(config, "cpu")
     one_line(caught)

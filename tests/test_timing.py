@@ -33,8 +33,12 @@ def test_on_cuda_events_are_waited_for_only_when_the_seconds_are_read(monkeypatc
         def __init__(self, enable_timing: bool) -> None:
             assert enable_timing
 
-        def record(self) -> None:
+        def record(self, stream: str) -> None:
+            assert stream == "stream of cuda:1"
             log.append("record")
+
+        def query(self) -> bool:
+            return True
 
         def synchronize(self) -> None:
             log.append("wait")
@@ -44,10 +48,16 @@ def test_on_cuda_events_are_waited_for_only_when_the_seconds_are_read(monkeypatc
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     clock = Stopwatch()
     for _ in range(2):
-        with clock("unet", "cuda"):
+        with clock("unet", "cuda:1"):
             pass
     assert log == ["record"] * 4
     assert clock.seconds["unet"] == 3.0 and log[4:] == ["wait"] * 2
     assert clock.seconds["unet"] == 3.0 and len(log) == 6
+    monkeypatch.setattr("ouroboros3d.timing.MANY", 3)
+    for _ in range(4):  # nobody asks
+        with clock("unet", "cuda:1"):
+            pass
+    assert not clock._events and "wait" not in log[6:] and clock.seconds["unet"] == 9.0

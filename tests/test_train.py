@@ -230,3 +230,12 @@ def test_a_config_that_compiles_calls_for_it(setting, monkeypatch):
     )
     train(setting, "compiled", "train.compile=true", "train.steps=1", "train.validate_every=9")
     assert compiled == ["unet", "lgm"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(setting, tmp_path, capsys):
+    from ouroboros3d.cli.train import main
+
+    arguments = ["--config", str(setting / "tiny.yaml"), "--device", "cuda", f"train.output_dir={tmp_path / 'run'}"]
+    assert call(main, arguments) == 2
+    assert "cuda" in capsys.readouterr().err.lower()

@@ -196,6 +196,8 @@ def test_what_is_no_damage(root):
     turned = repose(lambda c: np.copyto(c, np.roll(c, 3, 0)))  # any frame may be the first
     turned(root / "box_1")
     remeta(lambda m: m.pop("elevation"))(root / "box_1")
+    meta = root / "box_1" / "meta.json"
+    meta.write_bytes(b"\xef\xbb\xbf" + meta.read_bytes())  # a byte order mark, as Windows's editors write it
     report = check_orbit(root, "box_1", FRAMES)
     assert report.good and not report.degenerate, report
     assert (report.size, report.fov) == (SIZE, pytest.approx(FOV))
@@ -315,6 +317,13 @@ def test_a_set_of_the_wrong_size(script, sound, tmp_path, capsys):
     assert run(script, sound, "--out", tmp_path, "--size", 64, "--show", 1) == 1
     said = capsys.readouterr().out
     assert "box_0: size: 40 pixels per side instead of 64" in said and "and 3 more" in said
+
+
+def test_a_set_without_anything_to_show(script, root, tmp_path, capsys):
+    for meta in root.glob("*/meta.json"):
+        meta.write_bytes(b"no JSON")
+    assert run(script, root, "--out", tmp_path, "--sheet", 1) == 1
+    assert "0 of 4 orbits are good" in capsys.readouterr().out
 
 
 def test_what_cannot_run_ends_with_one_line_and_status_2(script, sound, tmp_path, capsys):

@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> None:
     where = state.device if where.type == "cuda" and state.num_processes > 1 else where
     check_renderer(config, where)
     auto = "float32" if config.sampler.dtype == "auto" else config.sampler.dtype
-    models = build_models(config.model).to(where, inference_dtype(options.dtype or auto, where))
+    offload = config.sampler.offload and where.type != "cpu"
+    models = build_models(config.model).to(where, inference_dtype(options.dtype or auto, where), offload)
     rows, notes = evaluate(
         models,
         config,

@@ -25,6 +25,7 @@ import tempfile
 import zipfile
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from ouroboros3d.datagen import assets
 from ouroboros3d.datagen.assets import safe_unzip
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import check_writable_dir, read_table, write_csv
+from ouroboros3d.processes import end_with_parent
 
 PACKAGE = "sweethome3d-furniture"
 SPLIT_FILE = Path(assets.__file__).with_name("furniture_split.csv")
@@ -220,7 +222,7 @@ def choose(models: Path, workers: int) -> list[dict[str, str]]:
     entries = [e for c in LICENCES for e in read_catalogue(models / c)]
     reasons = {e: excluded_by_catalogue(e) for e in entries}
     shown = [e for e in entries if not reasons[e]]
-    with ProcessPoolExecutor(workers) as pool:  # unlike multiprocessing's Pool it ends if a process dies
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         found = pool.map(excluded_by_shape, [models / e.catalogue / e.model for e in shown], chunksize=8)
     reasons |= zip(shown, found, strict=True)
     kept = sorted((e for e in shown if not reasons[e]), key=lambda e: e.id)
@@ -257,7 +259,7 @@ def main(arguments: list[str]) -> None:
         rows, available = select(args.out)
         write_csv(args.out / "assets.csv", ["id", "split", "path"], rows)
         write_csv(args.out / "attribution.csv", ATTRIBUTION_COLUMNS, rows)
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, BrokenProcessPool) as error:
         raise UserError(str(error)) from error
     counts = {s: sum(r["split"] == s for r in rows) for s in ("train", "val", "test")}
     share = f"{len(rows)} of the catalogues' {available} models ({len(rows) / available:.0%})"

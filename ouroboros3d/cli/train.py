@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     if options.dry_run:
         plan(config)
         return 0
-    return train(config, cpu=options.device == "cpu")
+    return train(config, options.device)
 
 
 def plan(config: Config) -> None:
@@ -46,9 +46,9 @@ def plan(config: Config) -> None:
         raise UserError(f"this run would not start: {'; '.join(problems)}")
 
 
-def train(config: Config, cpu: bool = False) -> int:
+def train(config: Config, device_name: str | None = None) -> int:
     """Trains to the end and says where the weights are and how to use them. Returns 0, or 130 and 143 after a Ctrl-C
-    or SIGTERM, for scripts of several stages to stop too."""
+    or SIGTERM, for scripts of several stages to stop too. Raises UserError."""
     import torch
     from accelerate.utils import set_seed
 
@@ -61,7 +61,7 @@ def train(config: Config, cpu: bool = False) -> int:
     from ouroboros3d.training.trainer import Trainer
 
     set_seed(config.train.seed)  # of Python, numpy and torch, all of which checkpoints hold
-    device = pick_device("cpu" if cpu else None)
+    device = pick_device(device_name)
     check_renderer(config, device)  # compiles at the first use: before anything waits
     check_shared_memory(worker_bytes(config) * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     dataset, held_out = build_dataset(config, "train"), build_dataset(config, "val")
@@ -71,18 +71,18 @@ def train(config: Config, cpu: bool = False) -> int:
     if config.train.compile:
         compile_networks(objective)
     own_parts = config.model.pretrained.svd is None  # a small model's VAE and encoder travel with it
-    trainer = Trainer(
-        objective,
-        dataset,
-        config.train,
-        validate=Validation(models, config, held_out),
-        export=lambda folder: save_checkpoint(folder, models, dtype=torch.float16, frozen=own_parts),
-        cpu=device.type == "cpu",
-        settings=config,
-        workers=config.data.workers,
-    )
-    models.to(trainer.accelerator.device)
     try:
+        trainer = Trainer(
+            objective,
+            dataset,
+            config.train,
+            validate=Validation(models, config, held_out),
+            export=lambda folder: save_checkpoint(folder, models, dtype=torch.float16, frozen=own_parts),
+            cpu=device.type == "cpu",
+            settings=config,
+            workers=config.data.workers,
+        )
+        models.to(trainer.accelerator.device)
         trainer.run()
     except torch.cuda.OutOfMemoryError as error:
         raise TrainingError(

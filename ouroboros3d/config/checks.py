@@ -140,6 +140,8 @@ def _check_use(must: _Checker, config: Config) -> None:
     want = f"must be less than scheduler.sigma_max = {high}: nothing would be sampled"
     must(config.sampler.last_sigma < high, "sampler.last_sigma", want)
     must.be_subset("sampler.feedback", config.model.multiview.feedback)
+    want = "must be false with sampler.compile: CUDA graphs read weights where they were recorded"
+    must(not (config.sampler.offload and config.sampler.compile), "sampler.offload", want)
     factor = config.train.spike_factor
     must(factor == 0 or factor > 1, "train.spike_factor", "must be more than 1, or 0 for no watch")
 

@@ -309,7 +309,7 @@ class ObjectiveConfig:
 @dataclass
 class TrainConfig:
     output_dir: str = "runs/train"
-    seed: int = _number(0, ge=0, lt=2**63)
+    seed: int = _number(0, ge=0, lt=2**32)  # numpy takes no larger one
     steps: int = _number(40000, ge=1)
     batch_size: int = _number(4, ge=1)  # per process
     gradient_accumulation: int = _number(1, ge=1)

@@ -17,6 +17,7 @@ from ouroboros3d.data.orbit_files import DataError, first_names, read_ids
 from ouroboros3d.data.shards import Entry, is_current, scan_shard, write_index, write_shard
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import OutputError, check_writable_dir, write_lines
+from ouroboros3d.processes import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def run(tasks: list[Task], workers: int) -> list[Entry]:
     """The entries of all shards, in order, with a progress bar over orbits. Raises OutputError if a process dies."""
     entries: list[Entry] = []
     bar = tqdm(total=sum(len(task.ids) for task in tasks), desc=str(tasks[0].path.parent), unit="orbit")
-    with bar, ProcessPoolExecutor(workers) if workers else nullcontext() as pool:
+    with bar, ProcessPoolExecutor(workers, initializer=end_with_parent) if workers else nullcontext() as pool:
         try:
             for task, packed in zip(tasks, (pool.map if pool else map)(pack, tasks), strict=True):
                 entries += packed
@@ -64,12 +65,18 @@ def make_shards(options: argparse.Namespace) -> int:
     """The command with the options of ouroboros3d/cli/make_shards.py."""
     if options.per_shard < 1:
         raise UserError(f"--per_shard {options.per_shard}: must be at least 1")
+    if options.workers < 0:
+        raise UserError(f"--workers {options.workers}: must not be negative")
     there = [path for path in map(options.root.joinpath, ("train.txt", "val.txt", "test.txt")) if path.is_file()]
     lists = options.lists or [path.name for path in there if path.stat().st_size]  # a set may have no split
     if not lists:
         raise DataError(f"{options.root}: has no ids in train.txt, val.txt or test.txt; name its lists with --lists")
+    if len({Path(name).stem for name in lists}) < len(lists):
+        raise UserError(f"--lists {' '.join(lists)}: two have the same name, and so would their shards; rename one")
     tasks = list(plan(options.root, options.out, lists, options.per_shard))
     check_writable_dir(options.out)
+    for left in options.out.glob(".tmp-*.tar"):  # of a killed run
+        left.unlink(missing_ok=True)
     others = sorted(path.name for path in set(options.out.glob("*.tar")) - {task.path for task in tasks})
     if others:
         raise OutputError(

@@ -70,7 +70,7 @@ def check_orbit(root: Path, orbit_id: str, frames: int = 16, strict: bool = Fals
         return report
     try:
         meta = read_meta(meta_file, frames)
-        extra = json.loads(meta_file.read_text(encoding="utf-8"))
+        extra = json.loads(meta_file.read_bytes())
     except DataError as error:
         report.problems.append(f"meta: {_short(error, meta_file)}")
         return report

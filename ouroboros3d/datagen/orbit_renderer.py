@@ -15,6 +15,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -269,8 +270,10 @@ def prepare_out(settings: Settings, **more: Any) -> None:
     """
     check_writable_dir(settings.out)
     for folder in settings.out.glob(".tmp-*"):
-        if time.time() - folder.stat().st_mtime > STALE:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another job's, finished meanwhile
+            newest = max(path.stat().st_mtime for path in (folder, *folder.glob("*"), *folder.glob("*/*")))
+            if time.time() - newest > STALE:
+                shutil.rmtree(folder, ignore_errors=True)
     path, now = settings.out / "render.json", settings.shared() | more
     if path.is_file():
         try:

@@ -24,10 +24,12 @@ from ouroboros3d.datagen.orbit_checks import (
     read_picture,
 )
 from ouroboros3d.files import check_writable_dir, write_csv, write_json, write_lines
+from ouroboros3d.processes import end_with_parent
 from ouroboros3d.visualize import save_image
 
 LISTS = ("train.txt", "val.txt", "test.txt")  # held-out ones last
 VIEW, GAP, LABEL = 64, 4, 13  # pixels of the contact sheet
+MAX_SHEET = 864  # orbits, in rows of 8: webp has no more than 16,383 pixels
 BAD, DEGENERATE, PAPER, CANVAS = (210, 30, 30), (235, 140, 0), (255, 255, 255), (222, 222, 222)
 
 
@@ -114,7 +116,7 @@ def validate(options: argparse.Namespace) -> bool:
     out = check_writable_dir(options.out or root / "validation")
 
     check = partial(check_orbit, root, frames=options.frames, strict=options.strict)
-    with ProcessPoolExecutor(min(options.workers, len(ids))) as pool:
+    with ProcessPoolExecutor(min(options.workers, len(ids)), initializer=end_with_parent) as pool:
         found_out = tqdm(pool.map(check, ids, chunksize=8), total=len(ids), desc=f"checking {root}", unit="orbit")
         try:
             reports = {report.id: report for report in found_out}
@@ -149,9 +151,8 @@ def validate(options: argparse.Namespace) -> bool:
         "ranges": ranges(everything),
     }
     write_json(out / "report.json", summary)
-    save_image(
-        out / "contact_sheet.webp", contact_sheet(root, chosen_for_sheet(everything, options.sheet), options.frames)
-    )
+    if chosen := chosen_for_sheet(everything, min(options.sheet, MAX_SHEET)):
+        save_image(out / "contact_sheet.webp", contact_sheet(root, chosen, options.frames))
     for report in bad[: options.show]:
         print(f"{report.id}: {' | '.join(report.problems)}")
     if len(bad) > options.show:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection, parent_process
+
+from ouroboros3d.processes import end_with_parent
 
 from .assets import Asset
 
@@ -67,17 +65,10 @@ def _pooled(work: Callable, assets: Iterable[Asset], workers: int, done: set[str
 
 
 def _start_worker(workers: int) -> None:
-    """Interrupts are the parent's; and where it was killed, its processes would wait for work for ever."""
     import psutil  # asks the system for more than --help needs
 
     limit_memory(max(MIN_MEMORY, psutil.virtual_memory().total / 1e9 / workers))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        connection.wait([parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def limit_memory(most: float) -> None:

@@ -151,7 +151,9 @@ class Trainer:
         finally:
             self.log.finish()
         if self._stop_reason and main:
-            print(f"stopped at step {self.step}: {self._stop_reason}; resume with the same command")
+            same = self.config.resume == "auto"  # else it would start where this run did
+            how = "the same command" if same else "the same command and train.resume=auto"
+            print(f"stopped at step {self.step}: {self._stop_reason}; resume with {how}")
         self.accelerator.wait_for_everyone()  # a process that ends early would break the others' connections
         self.accelerator.state.destroy_process_group()
         return self.step
