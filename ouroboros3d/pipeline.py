@@ -235,12 +235,18 @@ class Ouroboros3DPipeline:
 
     @torch.no_grad()
     def choose(
-        self, picture: Tensor, seed: int, elevation: float | str, count: int, config: Config | None = None
+        self,
+        picture: Tensor,
+        seed: int,
+        elevation: float | str,
+        count: int,
+        config: Config | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> Candidate:
         """The best of `count` seeds, from `seed` on, at the elevation or ("auto") at each of four.
 
         All run the first steps of the loop, in one batch where the conventions allow it, and are scored there without
-        the truth. `picture` as `prepare_image` returns it.
+        the truth. `picture` as `prepare_image` returns it. What `after_step` raises ends the choice.
         """
         config = config or self.config
         auto = elevation == "auto"
@@ -251,6 +257,8 @@ class Ouroboros3DPipeline:
         for part in (starts[i : i + size] for i in range(0, len(starts), size)):
             images = picture.expand(len(part), -1, -1, -1)
             steps = self.steps(images, [c.seed for c in part], self.cameras([c.elevation for c in part]), config)
+            if after_step is not None:
+                steps = _called_after(steps, after_step)
             scores = scored(steps, images, stop).tolist()
             found += [replace(c, score=s) for c, s in zip(part, scores, strict=True)]
         return max(found, key=lambda c: c.score)
@@ -384,6 +392,12 @@ def _per_picture(name: str, value: Any, default: Any, count: int) -> list[Any]:
     if len(values) != count:
         raise ValueError(f"{count} pictures, but {len(values)} of {name}; give one for all or one for each")
     return values
+
+
+def _called_after(steps: Iterator[SamplerStep], call: Callable[[], None]) -> Iterator[SamplerStep]:
+    for step in steps:
+        call()
+        yield step
 
 
 def _pictures(x: Tensor) -> Tensor:

@@ -129,6 +129,15 @@ def test_cancelling_ends_the_loop_after_its_step(worker, toy, monkeypatch):
     assert not worker.lock.locked()
 
 
+def test_cancelling_ends_the_choice_among_candidates_after_a_step(worker, toy, monkeypatch):
+    cancelled, ran = threading.Event(), []
+    unet = type(worker.pipeline.sampler.unet)
+    forward = unet.forward
+    monkeypatch.setattr(unet, "forward", lambda *a, **k: (ran.append(1), cancelled.set(), forward(*a, **k))[2])
+    assert list(worker.run(worker.prepare(toy, Framing()), Settings(steps=3, candidates=2), cancelled)) == []
+    assert len(ran) == 1 and not worker.lock.locked()
+
+
 def test_settings_that_cannot_be_are_refused(worker):
     with pytest.raises(ConfigError, match="steps"):
         worker.configure(Settings(steps=0))

@@ -60,8 +60,13 @@ class Settings:
     candidates: int = 1  # seeds, from `seed` on, of which the best is finished
 
 
+class _Cancelled(Exception):
+    """The user does not want it any more."""
+
+
 class Worker:
-    """One pipeline on one device, for all users: nobody waits for the lock longer than one step of the loop takes."""
+    """One pipeline on one device, for all users: nobody waits for the lock longer than one step of the loop takes, or
+    the choice among another user's candidates."""
 
     def __init__(self, pipeline: Ouroboros3DPipeline, folder: Path) -> None:
         self.pipeline, self.folder = pipeline, folder
@@ -91,8 +96,17 @@ class Worker:
         """
         config, pipeline = self.configure(settings), self.pipeline
         if settings.candidates > 1:
-            with self.lock:
-                best = pipeline.choose(picture.image, settings.seed, settings.elevation, settings.candidates, config)
+
+            def go_on() -> None:
+                if cancelled.is_set():
+                    raise _Cancelled
+
+            start = settings.seed, settings.elevation, settings.candidates
+            try:
+                with self.lock:
+                    best = pipeline.choose(picture.image, *start, config, after_step=go_on)
+            except _Cancelled:
+                return
             settings = replace(settings, seed=best.seed)
         cameras = pipeline.cameras([settings.elevation])
         steps = pipeline.steps(picture.image[None], [settings.seed], cameras, config)
