@@ -189,6 +189,7 @@ def test_wandb_offline_and_without_a_key(tmp_path, monkeypatch):
     assert len(list(images.glob("grid*.png"))) == 1 and len(list(images.glob("turn*.png"))) == 8
     assert list((tmp_path / "offline" / "wandb").glob("offline-run-*/*.wandb"))
     make(tmp_path / "offline", tracker="wandb", steps=7).run()
-    runs = [path.name.rpartition("-")[2] for path in (tmp_path / "offline" / "wandb").glob("offline-run-*")]
+    # offline-run-<second>-<id>, and -1 behind it where both are of one second
+    runs = [path.name.split("-")[3] for path in (tmp_path / "offline" / "wandb").glob("offline-run-*")]
     assert len(runs) == 2 and len(set(runs)) == 1  # one run to wandb
     assert (tmp_path / "offline" / "validation" / "0000006_turn.mp4").stat().st_size > 0
