@@ -17,7 +17,13 @@ from typing import Any
 from ouroboros3d.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 ROOT = PACKAGE.parent  # of a clone; an installed package has configs/ and checkpoints/ inside itself
+
+
+def is_remote(root: str) -> bool:
+    """Whether data are at an address or chosen by a pattern, and not simply in a folder."""
+    return bool(ADDRESS.match(root)) or any(sign in root for sign in "*?{")
 
 
 def locate(path: str | Path) -> Path:

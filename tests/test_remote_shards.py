@@ -1,17 +1,20 @@
 """Shards behind an address: the same examples, each orbit fetched once, what broke off goes on."""
 
+import shutil
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from orbit_folders import SIZE, same, write_noise
 
 pytest.importorskip("webdataset")
 from orbit_folders import orbit_dataset
 
 from ouroboros3d.cli import call, make_shards
+from ouroboros3d.config.loading import check_lists, load_config
 from ouroboros3d.data import blocks
 from ouroboros3d.data.orbit_files import DataError
 
@@ -108,6 +111,68 @@ def test_a_pattern_takes_some_shards_and_needs_no_index(shards, serve, tmp_path)
         assert list(orbit_dataset(root, size=SIZE, cache_dir=str(tmp_path / "c")).ids) == IDS
     one = orbit_dataset(f"{address}/train-{{000001..000001}}.tar", size=SIZE, cache_dir=str(tmp_path / "d"))
     assert list(one.ids) == ["c d"] and len(one[0]["images"]) == 8
+
+
+def bare_shards(folder: Path, root: Path, *lists: str) -> Path:
+    """Shards of these lists of `root`, without lists and index."""
+    assert call(make_shards.main, [str(root), "--out", str(folder), "--lists", *lists]) == 0
+    for path in folder.iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    return folder
+
+
+def test_a_pattern_has_every_list(shards, tmp_path):
+    root = tmp_path / "orbits"
+    shutil.copytree(shards[0], root)
+    (root / "train.txt").write_text("a\n")
+    (root / "val.txt").write_text("c d\n")
+    assert call(make_shards.main, [str(root), "--out", str(tmp_path / "listed")]) == 0
+    bare_shards(tmp_path / "bare", root, "train.txt", "val.txt")
+    for folder in ("listed", "bare"):
+        kept = dict(size=SIZE, cache_dir=str(tmp_path / "c"))
+        for pattern in ("*.tar", "{train,val}-*.tar", "{train,val}-{000000..000000}.tar"):
+            where = f"{tmp_path / folder}/{pattern}"
+            check_lists(load_config(None, [f"data.root={where}"]), "train.txt", "val.txt")
+            assert list(orbit_dataset(where, **kept).ids) == ["a"]
+            assert list(orbit_dataset(where, list_file="val.txt", **kept).ids) == ["c d"]
+    with pytest.raises(DataError, match=r"has no orbit of val\.txt; take a pattern that has shards of every list"):
+        orbit_dataset(f"{tmp_path}/listed/train-*.tar", list_file="val.txt", **kept)
+    with pytest.raises(DataError, match="a brace without its partner"):
+        orbit_dataset(f"{tmp_path}/listed/train-{{0..3.tar", **kept)
+
+
+def test_changed_shards_and_another_folder_of_the_same_name_are_read_anew(tmp_path, monkeypatch):
+    values = []
+    for k, place in enumerate(("one", "one", "two")):
+        write_noise(tmp_path / f"orbits{k}" / "a", elevation=5.0 * k)
+        (tmp_path / f"orbits{k}" / "train.txt").write_text("a\n")
+        (tmp_path / place).mkdir(exist_ok=True)
+        shutil.rmtree(tmp_path / place / "shards", ignore_errors=True)
+        bare_shards(tmp_path / place / "shards", tmp_path / f"orbits{k}", "train.txt")
+        monkeypatch.chdir(tmp_path / place)
+        item = orbit_dataset("shards/train-*.tar", size=SIZE, cache_dir=str(tmp_path / "c"))[0]
+        assert same(item, orbit_dataset(tmp_path / f"orbits{k}", size=SIZE)[0])
+        values.append(item["c2w"])
+    assert not torch.equal(values[0], values[1])
+
+
+def test_a_download_that_ends_early_is_not_whole(shards, serve, tmp_path):
+    address, _, cut = serve()
+    shard, path = shards[1] / "train-000000.tar", tmp_path / "x.tar"
+    cut.append(1)
+    with pytest.raises(OSError, match=f"after .* of {shard.stat().st_size:,} bytes"):
+        blocks.fetch_whole(f"{address}/{shard.name}", path)
+    assert not path.exists()
+    blocks.fetch_whole(f"{address}/{shard.name}", path)
+    assert path.read_bytes() == shard.read_bytes()
+
+
+def test_the_cache_on_disk_is_written_once(shards, tmp_path):
+    kept = dict(size=SIZE, cache="disk", cache_dir=str(tmp_path / "c"))
+    for _ in range(2):
+        assert len(orbit_dataset(f"{shards[1]}/train-*.tar", **kept)) == 3
+    assert len(list(tmp_path.rglob("*.npy"))) == 1
 
 
 def test_a_whole_download_goes_on_where_it_broke_off(shards, serve, tmp_path):

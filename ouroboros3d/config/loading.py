@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ouroboros3d.config.checks import check_config
 from ouroboros3d.config.schema import Config, ModelConfig, SamplerConfig
 from ouroboros3d.errors import ConfigError, one_line
-from ouroboros3d.files import locate, write_whole
+from ouroboros3d.files import is_remote, locate, write_whole
 
 # Keys that configurations of older code set, and what they follow from now: accepted where they say the same.
 DERIVED: dict[str, Callable[[ModelConfig], int]] = {
@@ -37,7 +36,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     preset = _preset_layer([*files, *flags])
     config = _merge([*files[:-1], preset, *files[-1:], *flags])
     _check_preset(config, *preset)
-    if not _is_address(config.data.root):
+    if not is_remote(config.data.root):
         config.data.root = str(locate(config.data.root))
     return config
 
@@ -45,13 +44,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 def check_lists(config: Config, *names: str) -> None:
     """Refuses lists of orbits that are not in `data.root`, before anything heavy is imported. Raises ConfigError."""
     for path in (Path(config.data.root) / name for name in names):
-        if not path.is_file() and not _is_address(config.data.root):
+        if not path.is_file() and not is_remote(config.data.root):
             hint = "check data.root and the list's name, or render orbits with scripts/render_orbits.py"
             raise ConfigError(f"{path}: no such {'file' if path.parent.is_dir() else 'folder'}; {hint}")
-
-
-def _is_address(root: str) -> bool:
-    return re.match(r"[A-Za-z][\w+.-]+:", root) is not None
 
 
 def _preset_layer(layers: Sequence[tuple[str | Path, DictConfig]]) -> tuple[Path, DictConfig]:

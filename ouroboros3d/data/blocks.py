@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import re
 import shutil
 import time
 import urllib.error
@@ -15,9 +14,9 @@ from typing import IO
 from filelock import FileLock
 
 from ouroboros3d.data.orbit_files import DamagedOrbit, DataError
+from ouroboros3d.files import ADDRESS
 
 ORIGIN, INDEX = "origin.txt", "shards.tsv"  # origin.txt: where the shards of the local folder come from
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _TRIES, _WAIT, _TIMEOUT = 4, 0.5, 60.0  # the wait doubles, seconds
 
 
@@ -82,6 +81,15 @@ def open_address(url: str, offset: int = 0, length: int | None = None) -> tuple[
     return answer, answer.status == 206
 
 
+def copy_whole(source: IO[bytes], copy: IO[bytes]) -> None:
+    """All that a stream announces: one that ends early is no error to shutil. Raises OSError."""
+    start = copy.tell()
+    shutil.copyfileobj(source, copy, 1 << 20)
+    announced, came = getattr(source, "headers", {}).get("Content-Length"), copy.tell() - start
+    if announced is not None and came != int(announced):
+        raise OSError(f"it broke off after {came:,} of {int(announced):,} bytes")
+
+
 def fetch_whole(url: str, path: Path) -> None:
     """The whole shard, unless it is there; a part that an earlier run left is continued where the server can."""
     with FileLock(path.with_suffix(".lock")):
@@ -97,6 +105,6 @@ def fetch_whole(url: str, path: Path) -> None:
                 raise
             source, partial = open_address(url)
         with source, open(part, "ab" if partial else "wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
+            copy_whole(source, copy)
         os.replace(part, path)
         whole.touch()

@@ -13,20 +13,14 @@ import glob
 import hashlib
 import http.client
 import os
-import shutil
 from pathlib import Path
 
 from filelock import FileLock
 
-from ouroboros3d.data.blocks import ADDRESS, INDEX, ORIGIN, fetch_whole, open_address
+from ouroboros3d.data.blocks import INDEX, ORIGIN, copy_whole, fetch_whole, open_address
 from ouroboros3d.data.orbit_files import DataError, read_ids
 from ouroboros3d.data.shards import read_index, scan_shard, write_index
-from ouroboros3d.files import atomic_path, check_writable_dir, write_lines
-
-
-def is_remote(root: str) -> bool:
-    """Whether this is no folder but an address or a pattern."""
-    return bool(ADDRESS.match(root)) or any(sign in root for sign in "*?{")
+from ouroboros3d.files import ADDRESS, atomic_path, check_writable_dir, is_remote, write_lines
 
 
 def local_root(root: str, list_file: str, cache_dir: str | None = None) -> Path:
@@ -39,30 +33,50 @@ def local_root(root: str, list_file: str, cache_dir: str | None = None) -> Path:
     base, pattern = root.rstrip("/"), ""
     if root.endswith(".tar"):
         base, _, pattern = root.rpartition("/")
+    shards = _expand(base, pattern) if pattern else None
+    key = root
+    if not ADDRESS.match(base):  # not another working folder's, and not what these shards were before
+        base = str(Path(base).resolve())
+        stats = [(Path(base, name), os.stat(Path(base, name))) for name in shards or () if Path(base, name).is_file()]
+        key = "\n".join([f"{base}/{pattern}", *(f"{path} {s.st_size} {s.st_mtime_ns}" for path, s in stats)])
     cache = Path(cache_dir or Path.home() / ".cache" / "ouroboros3d")
-    folder = check_writable_dir(cache / hashlib.sha256(root.encode()).hexdigest()[:16])
+    folder = check_writable_dir(cache / hashlib.sha256(key.encode()).hexdigest()[:16])
     with FileLock(folder / ".lock"):
         write_lines(folder / ORIGIN, [base])
-        shards = _expand(base, pattern) if pattern else None
         has_list, has_index = (_refresh(base, folder, name) for name in (list_file, INDEX))
         _prepare_index(base, folder, shards, has_index)
         if shards is not None:
-            known = [line.split("\t")[0] for line in (folder / INDEX).read_text(encoding="utf-8").splitlines()]
-            listed = set(read_ids(folder / list_file)) if has_list else set(known)
-            write_lines(folder / list_file, [name for name in known if name in listed])
+            entries, stem = list(read_index(folder)), Path(list_file).stem
+            named = {entry.id for entry in entries if entry.shard.startswith(f"{stem}-")}  # as make_shards.py has it
+            listed = set(read_ids(folder / list_file)) if has_list else named or {entry.id for entry in entries}
+            own = [entry.id for entry in entries if entry.id in listed]
+            if not own:
+                raise DataError(
+                    f"{root}: has no orbit of {list_file}; take a pattern that has shards of every list, like "
+                    f"{base}/{{train,val}}-*.tar"
+                )
+            write_lines(folder / list_file, own)
     return folder
 
 
 def _expand(base: str, pattern: str) -> list[str]:
     """Names of shards. Raises DataError if there are none."""
+    patterns = [pattern]
     if "{" in pattern:
-        from braceexpand import braceexpand
+        from braceexpand import UnbalancedBracesError, braceexpand
 
-        return list(braceexpand(pattern))
-    names = [] if ADDRESS.match(base) else sorted(map(os.path.basename, glob.glob(f"{base}/{pattern}")))
-    if not names and ("*" in pattern or "?" in pattern):
-        raise DataError(f"{base}/{pattern}: matches no shard; * is for folders, addresses need {{000000..000099}}")
-    return names or [pattern]
+        try:
+            patterns = list(braceexpand(pattern))
+        except UnbalancedBracesError as error:
+            raise DataError(f"{base}/{pattern}: has a brace without its partner") from error
+    names: list[str] = []
+    for one in patterns:
+        starred = "*" in one or "?" in one
+        found = [] if ADDRESS.match(base) else sorted(map(os.path.basename, glob.glob(f"{base}/{one}")))
+        if not found and starred:
+            raise DataError(f"{base}/{one}: matches no shard; * is for folders, addresses need {{000000..000099}}")
+        names += found or [one]
+    return names
 
 
 def _prepare_index(base: str, folder: Path, shards: list[str] | None, has_index: bool) -> None:
@@ -95,7 +109,7 @@ def _refresh(base: str, folder: Path, name: str) -> bool:
             if size is None or not path.is_file() or path.stat().st_size != int(size):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_path(path) as temporary, open(temporary, "wb") as copy:
-                    shutil.copyfileobj(source, copy)
+                    copy_whole(source, copy)
     except (OSError, http.client.HTTPException):
         return path.is_file()
     return path.is_file() and path.stat().st_size > 0
