@@ -35,28 +35,38 @@ def local_root(root: str, list_file: str, cache_dir: str | None = None) -> Path:
         base, _, pattern = root.rpartition("/")
     shards = _expand(base, pattern) if pattern else None
     key = root
-    if not ADDRESS.match(base):  # not another working folder's, and not what these shards were before
+    if not ADDRESS.match(base):
         base = str(Path(base).resolve())
-        stats = [(Path(base, name), os.stat(Path(base, name))) for name in shards or () if Path(base, name).is_file()]
-        key = "\n".join([f"{base}/{pattern}", *(f"{path} {s.st_size} {s.st_mtime_ns}" for path, s in stats)])
+        key = _state(base, pattern, shards or [])
     cache = Path(cache_dir or Path.home() / ".cache" / "ouroboros3d")
     folder = check_writable_dir(cache / hashlib.sha256(key.encode()).hexdigest()[:16])
     with FileLock(folder / ".lock"):
         write_lines(folder / ORIGIN, [base])
         has_list, has_index = (_refresh(base, folder, name) for name in (list_file, INDEX))
         _prepare_index(base, folder, shards, has_index)
-        if shards is not None:
-            entries, stem = list(read_index(folder)), Path(list_file).stem
-            named = {entry.id for entry in entries if entry.shard.startswith(f"{stem}-")}  # as make_shards.py has it
-            listed = set(read_ids(folder / list_file)) if has_list else named or {entry.id for entry in entries}
-            own = [entry.id for entry in entries if entry.id in listed]
-            if not own:
-                raise DataError(
-                    f"{root}: has no orbit of {list_file}; take a pattern that has shards of every list, like "
-                    f"{base}/{{train,val}}-*.tar"
-                )
-            write_lines(folder / list_file, own)
+        if shards is not None and not _prepare_list(folder, list_file, has_list):
+            raise DataError(
+                f"{root}: has no orbit of {list_file}; take a pattern that has shards of every list, like "
+                f"{base}/{{train,val}}-*.tar"
+            )
     return folder
+
+
+def _state(base: str, pattern: str, shards: list[str]) -> str:
+    """Differs for another folder, and once these shards have changed."""
+    stats = [(name, os.stat(Path(base, name))) for name in shards if Path(base, name).is_file()]
+    return "\n".join([f"{base}/{pattern}", *(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats)])
+
+
+def _prepare_list(folder: Path, list_file: str, has_list: bool) -> list[str]:
+    """Keeps the ids of the list that are in the index. Without a list a shard is of the one its name begins with, as
+    make_shards.py has it; where none begins so, all are of every list."""
+    entries, start = list(read_index(folder)), f"{Path(list_file).stem}-"
+    named = {entry.id for entry in entries if entry.shard.startswith(start)}
+    listed = set(read_ids(folder / list_file)) if has_list else named or {entry.id for entry in entries}
+    names = [entry.id for entry in entries if entry.id in listed]
+    write_lines(folder / list_file, names)
+    return names
 
 
 def _expand(base: str, pattern: str) -> list[str]:
