@@ -151,8 +151,9 @@ def test_changed_shards_and_another_folder_of_the_same_name_are_read_anew(tmp_pa
         shutil.rmtree(tmp_path / place / "shards", ignore_errors=True)
         bare_shards(tmp_path / place / "shards", tmp_path / f"orbits{k}", "train.txt")
         monkeypatch.chdir(tmp_path / place)
-        item = orbit_dataset("shards/train-*.tar", size=SIZE, cache_dir=str(tmp_path / "c"))[0]
-        assert same(item, orbit_dataset(tmp_path / f"orbits{k}", size=SIZE)[0])
+        for cache in ("none", "disk"):
+            item = orbit_dataset("shards/train-*.tar", size=SIZE, cache=cache, cache_dir=str(tmp_path / "c"))[0]
+            assert same(item, orbit_dataset(tmp_path / f"orbits{k}", size=SIZE)[0])
         values.append(item["c2w"])
     assert not torch.equal(values[0], values[1])
 

@@ -96,8 +96,8 @@ class Shards:
         shard, offset, length = self._where[index].tolist()
         if shard < 0:
             return "missing"
-        if self._remote:  # the copy changes with every orbit that is read for the first time
-            return f"{self._shards[shard]} {offset} {length}"
+        if self._remote:  # the copy changes with every orbit first read, its folder's name with the shards (remote.py)
+            return f"{self.root.name} {self._shards[shard]} {offset} {length}"
         try:
             stat = (self.root / self._shards[shard]).stat()
         except OSError as error:

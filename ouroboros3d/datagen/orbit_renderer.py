@@ -81,9 +81,8 @@ class Settings:
 
     def shared(self) -> dict[str, Any]:
         """What the pictures of one folder must have in common."""
-        keys = ("size", "samples", "depth", "seed", "up", "backend", "fov", "distance", "fill", "device", "denoise")
-        keys += ("stretch",)
-        return {key: asdict(self)[key] for key in keys}
+        own = ("out", "orbits", "threads", "max_faces")
+        return {key: value for key, value in asdict(self).items() if key not in own}
 
 
 Scene = Raycaster | BlenderScene  # one normalised asset that can be looked at
