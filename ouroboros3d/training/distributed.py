@@ -16,6 +16,8 @@ PATIENCE = timedelta(hours=2)  # with another process, which may be exporting or
 def set_up_plugins(accelerator: Accelerator, config: TrainConfig) -> bool:
     """Gives DeepSpeed the run's batch, accumulation and clipping; before `prepare`. Whether weights are sharded, so
     that no process has a whole model to validate or export. Raises ConfigError for what would go wrong later."""
+    if config.optimizer == "muon" and accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        raise ConfigError("train.optimizer = 'muon': its updates need whole matrices, not shards; choose adamw_fused")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         stage = settings.get("zero_optimization", {}).get("stage", 0)

@@ -32,7 +32,10 @@ from ouroboros3d.training.setup import prepare_training
 
 STRATEGIES = ("ddp", "zero2", "fsdp2")
 BUCKET = 500_000_000  # elements that DeepSpeed reduces at once, its default
-EIGHT_BIT_STATE = 1 + 4 / 256  # bytes of a number in bitsandbytes' states: itself and a float32 scale for each 256
+STATES = {  # bytes of a weight's states, where they are not two float32 numbers
+    "adamw_8bit": 2 * (1 + 4 / 256),  # bitsandbytes': each number and a float32 scale for 256 of them
+    "muon": 4,  # of a matrix; the rest, which has AdamW's, is below 1 %
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def estimate_memory(
     """
     trained, train = parameters.total_trained, config.train
     half = train.mixed_precision != "fp32"
-    states = round(trained * 2 * (EIGHT_BIT_STATE if train.optimizer == "adamw_8bit" else 4))
+    states = round(trained * STATES.get(train.optimizer, 8))
     ema = 4 * trained if train.ema_decay and strategy != "fsdp2" else 0
     if strategy == "ddp":
         weights, optimizer, gradients = 4 * trained, states, 4 * trained * (1 if processes == 1 else 2)

@@ -11,6 +11,7 @@ from torch import nn
 
 from ouroboros3d.config.schema import TrainConfig
 from ouroboros3d.errors import ConfigError
+from ouroboros3d.training.muon import Muon
 
 MEDIAN_OVER = 100  # steps
 
@@ -20,6 +21,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> t
     settings = {"lr": config.learning_rate, "betas": tuple(config.betas), "weight_decay": config.weight_decay}
     if config.optimizer == "adamw_8bit":
         return _eight_bit()(parameters, **settings)
+    if config.optimizer == "muon":
+        return Muon(parameters, **settings)
     return torch.optim.AdamW(parameters, **settings, **({"fused": True} if config.optimizer == "adamw_fused" else {}))
 
 
