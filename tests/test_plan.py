@@ -156,6 +156,12 @@ class TestDryRun:
         assert "resumes from " + str(setting / "out/checkpoints/step_00000010") in self.run(setting, capsys)[1]
         assert "starts over" in self.run(setting, capsys, "train.resume=never")[1]
 
+    def test_it_asks_for_the_device_of_the_run(self, setting, capsys, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        status, out, error = self.run(setting, capsys, "--device", "cuda")
+        assert status == 2 and "problem --device cuda" in out and "no CUDA; use --device cpu" in error
+        assert self.run(setting, capsys, "--device", "cpu")[0] == 0
+
     @pytest.mark.parametrize(
         ("overrides", "words"),
         [

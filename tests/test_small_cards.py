@@ -118,6 +118,7 @@ def test_a_training_that_does_not_fit_is_a_problem_of_the_plan(card):
     card(79)
     assert _does_not_fit(64 * GIB) == []
     assert "115 GiB a process, and NVIDIA Test has 79" in _does_not_fit(115 * GIB)[0]
+    assert _does_not_fit(115 * GIB, "cpu") == []
     assert smallest_card(64 * GIB).startswith("80 GB") and smallest_card(115 * GIB).startswith("141 GB")
     assert smallest_card(999 * GIB) == "none on one card"
 

@@ -31,16 +31,16 @@ def main(arguments: list[str]) -> int:
         check_lists(config, config.data.train, config.data.val)
     say_loading()
     if options.dry_run:
-        plan(config)
+        plan(config, options.device)
         return 0
     return train(config, options.device)
 
 
-def plan(config: Config) -> None:
+def plan(config: Config, device_name: str | None = None) -> None:
     """Prints what a run would do. Raises UserError if it would not start."""
     from ouroboros3d.training.dry_run import describe
 
-    text, problems = describe(config)
+    text, problems = describe(config, device_name)
     print(text)
     if problems:
         raise UserError(f"this run would not start: {'; '.join(problems)}")

@@ -20,6 +20,7 @@ from ouroboros3d.config.schema import Config
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.orbits import OrbitDataset
 from ouroboros3d.data.splits import build_dataset, check_split
+from ouroboros3d.devices import pick_device
 from ouroboros3d.errors import UserError
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.interfaces import Rendering
@@ -224,9 +225,9 @@ def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def describe(config: Config, processes: int | None = None) -> tuple[str, list[str]]:
-    """The plan of a run on `processes` (by default as many as torchrun announces), and what would stop it."""
-    processes = processes or int(os.environ.get("WORLD_SIZE", "1"))
+def describe(config: Config, device_name: str | None = None) -> tuple[str, list[str]]:
+    """The plan of a run on as many processes as torchrun announces, and what would stop it on this device."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     data, words, problems = _describe_data(config)
     train = config.train
     parameters = count_parameters(config)
@@ -244,7 +245,7 @@ def describe(config: Config, processes: int | None = None) -> tuple[str, list[st
     strategy = announced_strategy()
     limit = f", or {train.time_budget} of training" if train.time_budget else ""
     memory = estimate_memory(config, parameters, activation_bytes(config), strategy, processes)
-    problems += _does_not_fit(memory.total)
+    problems += _does_not_fit(memory.total, device_name)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in vars(memory).items() if size)
     for key in ("lgm", "vae", "image_encoder", "unet", "checkpoint"):
         path = getattr(find_pretrained(config.model.pretrained), key)
@@ -273,9 +274,13 @@ def announced_strategy() -> str:
     return "fsdp2" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "ddp"
 
 
-def _does_not_fit(count: int) -> list[str]:
-    """A problem if the GPU that is there is too small for so many bytes."""
-    if not torch.cuda.is_available():
+def _does_not_fit(count: int, device_name: str | None = None) -> list[str]:
+    """A problem if there is no such device, or if it is a GPU too small for so many bytes."""
+    try:
+        device = pick_device(device_name)
+    except UserError as error:
+        return [str(error)]
+    if device.type != "cuda":
         return []
     card = torch.cuda.get_device_properties(0)
     if count <= USABLE * card.total_memory:

@@ -1,4 +1,4 @@
-"""Muon: momentum whose update of each weight matrix is made orthogonal (Jordan et al., 2024), with AdamW for the rest."""
+"""Muon: the update of each weight matrix is its momentum made orthogonal (Jordan et al., 2024); the rest has AdamW."""
 
 from __future__ import annotations
 
