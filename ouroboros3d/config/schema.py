@@ -316,7 +316,7 @@ class TrainConfig:
     learning_rate: float = _number(1e-5, gt=0)
     warmup_steps: int = _number(0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up; the last two end at 0
-    optimizer: Literal["adamw", "adamw_fused", "adamw_8bit", "muon"] = "adamw"  # 8 bit: bitsandbytes, CUDA
+    optimizer: Literal["adamw", "adamw_fused", "adamw_8bit", "muon"] = "adamw"  # docs/training.md
     weight_decay: float = _number(0.01, ge=0)
     betas: list[float] = _list(0.9, 0.999, length=2, ge=0, lt=1)
     clip_norm: float = _number(1.0, gt=0)

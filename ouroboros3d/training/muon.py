@@ -53,11 +53,12 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """U V^T of a matrix U S V^T (rows, columns), nearly: singular values between 0.7 and 1.2, by Newton-Schulz."""
     a, b, c = NEWTON_SCHULZ
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)  # enough for it; many CPUs only emulate bf16
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
 
 
 def _muon(gradient: Tensor, state: dict, group: dict) -> Tensor:
