@@ -180,6 +180,7 @@ class Objective(nn.Module):
             self.record("position_map", maps["ccm"])
             if config.detach_feedback:
                 maps = {name: m.detach() for name, m in maps.items()}
+            torch.clear_autocast_cache()  # older torch keeps the first pass's weights there, without gradient
             with clock("unet", device):
                 v, x0 = self._predict(inputs, batch, maps)
                 self.record("model_pred_1", v)

@@ -140,6 +140,7 @@ class ContrastiveObjective(nn.Module):
         embeds = F.normalize(self.encoder(normalise(pairs.flatten(0, 1))).image_embeds.float(), dim=-1)
         first, second = embeds.chunk(2)
         logits = first @ second.T / TEMPERATURE
+        rows = rows.to(logits.device)
         total = (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
         accuracy = (logits.argmax(-1) == rows).float().mean()
         return {"total": total, "accuracy": accuracy}
@@ -175,9 +176,10 @@ def side_by_side(batch: OrbitBatch, *pictures: Tensor) -> Image:
 def score_tiny(tiny: nn.Module, vae: nn.Module, batch: OrbitBatch) -> tuple[dict[str, float], dict[str, Image]]:
     """PSNR of the tiny decoder's views against the VAE's decoder's and against the truth, and their picture."""
     images = batch.images.flatten(0, 1)
-    latents = vae.encode(images).latent_dist.mean
-    full = vae.decode(latents, num_frames=batch.images.shape[1]).sample.clamp(-1, 1) * 0.5 + 0.5
-    made = tiny.decode(latents * vae.config.scaling_factor).sample.clamp(-1, 1) * 0.5 + 0.5
+    latents = vae.encode(images.to(next(vae.parameters()).device)).latent_dist.mean
+    full = vae.decode(latents, num_frames=batch.images.shape[1]).sample.clamp(-1, 1).cpu() * 0.5 + 0.5
+    scaled = (latents * vae.config.scaling_factor).to(next(tiny.parameters()).device)
+    made = tiny.decode(scaled).sample.clamp(-1, 1).cpu() * 0.5 + 0.5
     truth = images * 0.5 + 0.5
     values = {"psnr_to_full": psnr(made, full).mean().item(), "psnr": psnr(made, truth).mean().item()}
     return values, {"tiny_decoder": side_by_side(batch, truth, full, made)}
@@ -187,8 +189,8 @@ def score_tiny(tiny: nn.Module, vae: nn.Module, batch: OrbitBatch) -> tuple[dict
 def score_vae(vae: nn.Module, batch: OrbitBatch) -> tuple[dict[str, float], dict[str, Image]]:
     """PSNR over everything and over the foreground of held-out views, and their picture."""
     images = batch.images.flatten(0, 1)
-    posterior = vae.encode(images).latent_dist
-    decoded = vae.decode(posterior.mean, num_frames=batch.images.shape[1]).sample.clamp(-1, 1)
+    posterior = vae.encode(images.to(next(vae.parameters()).device)).latent_dist
+    decoded = vae.decode(posterior.mean, num_frames=batch.images.shape[1]).sample.clamp(-1, 1).cpu()
     truth, made = images * 0.5 + 0.5, decoded * 0.5 + 0.5
     seen = batch.alpha.flatten(0, 1) > 0.5
     (_, *hues), (_, *made_hues) = (opponent(x * 2 - 1).unbind(1) for x in (truth, made))
