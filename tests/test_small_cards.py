@@ -15,7 +15,7 @@ from ouroboros3d.devices import DeviceError, check_shared_memory, gpu_memory, pi
 from ouroboros3d.errors import TrainingError
 from ouroboros3d.needs import GIB, Stage, announce, loop_bytes, loop_stages, smallest_card
 from ouroboros3d.sampler import NumericalError, Sampler, last_step
-from ouroboros3d.training.dry_run import _does_not_fit, _flat_renderer
+from ouroboros3d.training.dry_run import _device_problems, _flat_renderer
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:
@@ -116,9 +116,9 @@ def test_on_a_cpu_the_time_of_a_step(card, make_config, monkeypatch):
 
 def test_a_training_that_does_not_fit_is_a_problem_of_the_plan(card):
     card(79)
-    assert _does_not_fit(64 * GIB) == []
-    assert "115 GiB a process, and NVIDIA Test has 79" in _does_not_fit(115 * GIB)[0]
-    assert _does_not_fit(115 * GIB, "cpu") == []
+    assert _device_problems(64 * GIB) == []
+    assert "115 GiB a process, and NVIDIA Test has 79" in _device_problems(115 * GIB)[0]
+    assert _device_problems(115 * GIB, "cpu") == []
     assert smallest_card(64 * GIB).startswith("80 GB") and smallest_card(115 * GIB).startswith("141 GB")
     assert smallest_card(999 * GIB) == "none on one card"
 

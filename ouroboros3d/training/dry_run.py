@@ -245,7 +245,7 @@ def describe(config: Config, device_name: str | None = None) -> tuple[str, list[
     strategy = announced_strategy()
     limit = f", or {train.time_budget} of training" if train.time_budget else ""
     memory = estimate_memory(config, parameters, activation_bytes(config), strategy, processes)
-    problems += _does_not_fit(memory.total, device_name)
+    problems += _device_problems(memory.total, device_name)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in vars(memory).items() if size)
     for key in ("lgm", "vae", "image_encoder", "unet", "checkpoint"):
         path = getattr(find_pretrained(config.model.pretrained), key)
@@ -274,8 +274,8 @@ def announced_strategy() -> str:
     return "fsdp2" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "ddp"
 
 
-def _does_not_fit(count: int, device_name: str | None = None) -> list[str]:
-    """A problem if there is no such device, or if it is a GPU too small for so many bytes."""
+def _device_problems(count: int, device_name: str | None = None) -> list[str]:
+    """What stops a run of so many bytes a process: no such device, or a GPU too small."""
     try:
         device = pick_device(device_name)
     except UserError as error:

@@ -135,12 +135,11 @@ class ContrastiveObjective(nn.Module):
         return torch.randint(1, batch.images.shape[1], (len(samples),), generator=generator)
 
     def forward(self, batch: OrbitBatch, other: Tensor) -> dict[str, Tensor]:
-        rows = torch.arange(len(other))
+        rows = torch.arange(len(other), device=batch.images.device)
         pairs = torch.stack([batch.images[:, 0], batch.images[rows, other]])
         embeds = F.normalize(self.encoder(normalise(pairs.flatten(0, 1))).image_embeds.float(), dim=-1)
         first, second = embeds.chunk(2)
         logits = first @ second.T / TEMPERATURE
-        rows = rows.to(logits.device)
         total = (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
         accuracy = (logits.argmax(-1) == rows).float().mean()
         return {"total": total, "accuracy": accuracy}
