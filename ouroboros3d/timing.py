@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 MANY = 1000  # events that wait to be read
+COMPILED_WARM_UP = 3  # calls of a compiled network before it runs at its speed: compiling, recording a graph, a replay
 
 
 class Stopwatch:
@@ -86,10 +87,11 @@ def seconds_of(
 
 
 def count_tflop(call: Callable[[], object]) -> float:
-    """10^12 floating-point operations of the matrix products, convolutions and attention of a call."""
+    """10^12 floating-point operations of the matrix products, convolutions and attention of a call, run eagerly: what
+    torch.compile meets under the counter it would leave uncompiled for good."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() / 1e12
 

@@ -1,12 +1,14 @@
 """What the benchmark adds up: how often a run calls each of its parts, and their arithmetic."""
 
+import itertools
+
 import pytest
 import torch
 
 from ouroboros3d.cli import benchmark_inference
-from ouroboros3d.cli.benchmark_inference import OPTIONS, Cost, run_cost, table
+from ouroboros3d.cli.benchmark_inference import OPTIONS, Cost, measure, run_cost, table
 from ouroboros3d.config.loading import load_config
-from ouroboros3d.timing import count_tflop, matrix_rate
+from ouroboros3d.timing import COMPILED_WARM_UP, count_tflop, matrix_rate
 
 PARTS = ("image embedding", "encode", "camera rays", "adapters", "LGM", "render", "U-Net, one half",
          "U-Net, two halves", "decode", "decode, half", "decode, tiny")  # fmt: skip
@@ -61,3 +63,27 @@ def test_arithmetic_is_counted_and_the_limit_timed():
     assert count_tflop(lambda: torch.ones(2, 3) @ torch.ones(3, 4)) == pytest.approx(2 * 2 * 3 * 4 / 1e12)
     ticks = iter(range(100))
     assert matrix_rate(torch.device("cpu"), torch.float32, lambda: next(ticks)) == 4 * 2 * 1024**3 / 1e12
+
+
+class Halving(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) / 2
+
+
+def test_what_is_compiled_is_timed_compiled():
+    """A dispatch mode, as the counter is one, makes dynamo leave what it meets uncompiled."""
+    events = []
+
+    def backend(graph, _inputs):
+        events.append("compiled")
+        return lambda *inputs: events.append("ran") or graph(*inputs)
+
+    network = Halving()
+    network.compile(backend=backend)
+    cost = measure(lambda: network(torch.ones(3, 4)), torch.device("cpu"), itertools.count().__next__, 2, compiled=True)
+    assert events == ["compiled"] + ["ran"] * (COMPILED_WARM_UP + 2)
+    assert cost == Cost(1.0, pytest.approx(2 * 3 * 4 * 2 / 1e12))

@@ -4,9 +4,10 @@
     python scripts/benchmark_inference.py --config configs/baseline.yaml --random --device cuda --json h100.json
     python scripts/benchmark_inference.py --config configs/baseline.yaml --device meta        (arithmetic alone)
 
-A part's seconds are the mean of --repeats calls after one uncounted call. --repeats 0 times the first call, for parts
-that take minutes. `of limit` is the part's arithmetic rate over that of a large matrix product timed in the same run.
-An option's cost is the sum of the parts that its steps need, for one object; writing files is not included.
+A part's seconds are the mean of --repeats calls after one uncounted call, or four where it is compiled. --repeats 0
+times the last of these, for parts that take minutes. `of limit` is the part's arithmetic rate over that of a large
+matrix product timed in the same run. An option's cost is the sum of the parts that its steps need, for one object;
+writing files is not included.
 """
 
 from __future__ import annotations
@@ -100,15 +101,19 @@ def part_calls(models: Models, config: Config, device: torch.device) -> dict[str
     return calls
 
 
-def measure(call: Callable[[], object], device: torch.device, timer: Callable[[], float], repeats: int) -> Cost:
+def measure(
+    call: Callable[[], object], device: torch.device, timer: Callable[[], float], repeats: int, compiled: bool = False
+) -> Cost:
     import torch
 
-    from ouroboros3d.timing import count_tflop, seconds_of
+    from ouroboros3d.timing import COMPILED_WARM_UP, count_tflop, seconds_of
 
     cuda, tflop = device.type == "cuda", []
     seconds = seconds_of(lambda: tflop.append(count_tflop(call)), device, timer)
     if device.type == "meta":
         return Cost(None, tflop[0])
+    for _ in range(COMPILED_WARM_UP if compiled else 0):
+        seconds = seconds_of(call, device, timer)
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     if repeats:
@@ -223,7 +228,7 @@ def _measure_parts(
     with torch.no_grad():
         calls = part_calls(models, config, device)
         return {
-            part: measure(call, device, timer, options.repeats)
+            part: measure(call, device, timer, options.repeats, config.sampler.compile)
             for part, call in tqdm(calls.items(), desc=str(dtype), unit="part")
         }
 

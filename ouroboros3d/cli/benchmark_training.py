@@ -5,7 +5,8 @@
       data.root=/tmp/orbits data.val=train.txt
     torchrun --nproc_per_node=2 scripts/benchmark_training.py ... train.batch_size=2    (several processes)
 
-A row is the mean of `--steps` steps after one uncounted step, and its ratio to the first row's. On a shared core use
+A row is the mean of `--steps` steps after one uncounted step (four where it is compiled), and its ratio to the first
+row's. On a shared core use
 --cpu_time, which counts this process's CPU seconds instead of wall time. Weights are random without --weights, which
 works for a model of any size. On a CPU the peak memory is that of the process so far. TFLOP are those of one step of
 this process; the share of the limit is their rate over that of a large matrix product. Writes to a temporary folder.

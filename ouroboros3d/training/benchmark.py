@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import release_memory
 from torch.utils.data import Dataset
 
 from ouroboros3d.build import build_models
@@ -21,7 +22,7 @@ from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import write_json
 from ouroboros3d.objective import HALF
-from ouroboros3d.timing import Stopwatch, count_tflop, matrix_rate, seconds_of
+from ouroboros3d.timing import COMPILED_WARM_UP, Stopwatch, count_tflop, matrix_rate, seconds_of
 from ouroboros3d.training.run_log import peak_memory
 from ouroboros3d.training.setup import build_objective, compile_networks
 from ouroboros3d.training.trainer import Trainer
@@ -39,6 +40,8 @@ ROWS = {  # changes of (objective, train)
 
 
 def make_trainer(config: Config, dataset: Dataset, device: str | None, timer: Timer) -> Trainer:
+    """In the memory of the one before, which nobody may hold any more; its schedule and it refer to each other."""
+    release_memory()
     torch.manual_seed(config.train.seed)
     models = build_models(config.model)
     objective = build_objective(models, config)
@@ -54,22 +57,14 @@ def measure(trainer: Trainer, steps: int, timer: Timer) -> tuple[float, dict[str
     """Seconds of a whole step and of its parts, and its TFLOP."""
     batches = iter(trainer.loader())
     tflop = count_tflop(lambda: trainer.train_step(batches))  # also compiles kernels and fills caches
+    for _ in range(COMPILED_WARM_UP if trainer.config.compile else 0):
+        trainer.train_step(batches)
     device = trainer.accelerator.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     trainer.clock.reset()
     total = sum(seconds_of(lambda: trainer.train_step(batches), device, timer) for _ in range(steps)) / steps
     return total, {name: seconds / steps for name, seconds in trainer.clock.seconds.items()}, tflop
-
-
-def save_and_resume(
-    config: Config, dataset: Dataset, trainer: Trainer, device: str | None, timer: Timer
-) -> tuple[float, float]:
-    """Seconds of writing a checkpoint, and of a new process's reading it."""
-    trainer.step = 1
-    saved = seconds_of(trainer.save, trainer.accelerator.device, timer)
-    again = make_trainer(config, dataset, device, timer)
-    return saved, seconds_of(again.resume, trainer.accelerator.device, timer)
 
 
 def line(row: dict, first: float) -> str:
@@ -101,6 +96,7 @@ def benchmark(options: argparse.Namespace) -> None:
                 objective=replace(config.objective, **objective),
                 train=replace(config.train, **train, output_dir=output),
             )
+            trainer = None
             trainer = make_trainer(changed, dataset, options.device, timer)
             seconds, parts, tflop = measure(trainer, options.steps, timer)
             device, dtype = trainer.accelerator.device, HALF.get(changed.train.mixed_precision, torch.float32)
@@ -116,7 +112,10 @@ def benchmark(options: argparse.Namespace) -> None:
             table.append(row)
             if trainer.accelerator.is_main_process:
                 print(line(row, table[0]["seconds"]), flush=True)
-        saved, resumed = save_and_resume(changed, dataset, trainer, options.device, timer)
+        trainer.step = 1
+        saved, trainer = seconds_of(trainer.save, device, timer), None
+        trainer = make_trainer(changed, dataset, options.device, timer)  # as a new process's
+        resumed = seconds_of(trainer.resume, device, timer)
         if trainer.accelerator.is_main_process:
             size = sum(p.stat().st_size for p in Path(output).rglob("*") if p.is_file()) / 2**20
             if options.json:
