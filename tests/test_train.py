@@ -217,7 +217,7 @@ def test_compiled_networks_keep_their_names_and_values():
     objective.trained = nn.ModuleDict({"unet": nn.Sequential(nn.Linear(3, 3), nn.SiLU())})
     x = torch.ones(1, 3)
     before, names = objective.trained["unet"](x), list(objective.state_dict())
-    compile_networks(objective, backend="eager")
+    compile_networks(objective, 1, backend="eager")
     assert objective.trained["unet"]._compiled_call_impl is not None
     assert list(objective.state_dict()) == names
     assert torch.equal(objective.trained["unet"](x), before)
@@ -226,7 +226,8 @@ def test_compiled_networks_keep_their_names_and_values():
 def test_a_config_that_compiles_calls_for_it(setting, monkeypatch):
     compiled = []
     monkeypatch.setattr(
-        "ouroboros3d.training.setup.compile_networks", lambda objective: compiled.extend(objective.trained)
+        "ouroboros3d.training.setup.compile_networks",
+        lambda objective, _accumulation: compiled.extend(objective.trained),
     )
     train(setting, "compiled", "train.compile=true", "train.steps=1", "train.validate_every=9")
     assert compiled == ["unet", "lgm"]

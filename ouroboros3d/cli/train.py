@@ -69,7 +69,7 @@ def train(config: Config, device_name: str | None = None) -> int:
     models = build_models(config.model)
     objective = build_objective(models, config)
     if config.train.compile:
-        compile_networks(objective)
+        compile_networks(objective, config.train.gradient_accumulation)
     own_parts = config.model.pretrained.svd is None  # a small model's VAE and encoder travel with it
     try:
         trainer = Trainer(

@@ -322,7 +322,7 @@ class TrainConfig:
     clip_norm: float = _number(1.0, gt=0)
     mixed_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
-    compile: bool = False  # torch.compile of the trained networks, by CUDA graphs on CUDA
+    compile: bool = False  # torch.compile of the trained networks; without accumulation by CUDA graphs on CUDA
     freeze_unread: bool = False  # leave out what attention to one token never reads: no weight decay on it, and faster
     cache_encodings: float = _number(0.0, ge=0)  # GiB of the VAE's and image encoder's results kept per process
     tf32: bool = False  # float32 products and convolutions on CUDA may round to TF32; the release trains so

@@ -47,7 +47,7 @@ def make_trainer(config: Config, dataset: Dataset, device: str | None, timer: Ti
     objective = build_objective(models, config)
     objective.clock = Stopwatch(timer)
     if config.train.compile:
-        compile_networks(objective)
+        compile_networks(objective, config.train.gradient_accumulation)
     trainer = Trainer(objective, dataset, config.train, cpu=device == "cpu", settings=config)
     models.to(trainer.accelerator.device)
     return trainer

@@ -31,11 +31,12 @@ def build_objective(models: Models, config: Config) -> Objective:
     return Objective(models.unet, models.svd, models.lgm, build_renderer(config), config, lpips)
 
 
-def compile_networks(objective: Objective, backend: str = "inductor") -> None:
-    """torch.compile of what is trained, in place: names in checkpoints and exports stay as they are. On CUDA inductor
-    records CUDA graphs, for which every batch must have the same shapes, as it does."""
-    graphs = {"mode": "reduce-overhead", "dynamic": False} if backend == "inductor" else {}
+def compile_networks(objective: Objective, accumulation: int, backend: str = "inductor") -> None:
+    """torch.compile of what is trained, in place: names in checkpoints and exports stay as they are. Every batch must
+    have the same shapes, as it does. On CUDA inductor records CUDA graphs, but not with accumulation of gradients:
+    those of one batch would lie where the graphs of the next write."""
+    mode = {"mode": "reduce-overhead"} if backend == "inductor" and accumulation == 1 else {}
     for network in objective.trained.values():
-        network.compile(backend=backend, **graphs)
-    if graphs:  # both passes of a step belong together; the next step may reuse their memory
+        network.compile(backend=backend, dynamic=False, **mode)
+    if mode:  # both passes of a step belong together; the next step may reuse their memory
         objective.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
