@@ -185,6 +185,7 @@ class Sampler:
         self._check(image, cameras, noise, truth)
         clock, config = self.clock, self.config
         device, dtype = image.device, self.unet.unet.dtype
+        compiled = self.unet._compiled_call_impl is not None  # by sampler.compile, or for training
         views, size = cameras.num_views, image.shape[-1]
 
         # Everything that does not change over the steps: conditions, camera rays, guidance.
@@ -203,7 +204,7 @@ class Sampler:
 
         for i, (plan, t) in enumerate(zip(plans, scheduler.timesteps, strict=False)):
             last = i == len(plans) - 1
-            if config.compile:
+            if compiled:
                 torch.compiler.cudagraph_mark_step_begin()
             with clock("unet", device):
                 if plan.fed:
@@ -230,6 +231,8 @@ class Sampler:
                 known = views_to_reconstruct(decoded, image, self.model.conventions.input_view)
                 gaussians = self.reconstructor(known, cameras, t, lgm_rays)
                 finite(gaussians.to_tensor(), i, "Gaussians")
+            if compiled:  # the caller may keep what lies in a CUDA graph's memory
+                decoded, gaussians = decoded.clone(), gaussians.map(torch.clone)
             with clock("render", device):
                 rendering = self.renderer(gaussians, cameras, size)
                 maps = feedback_maps(rendering, cameras, self.model.conventions.coordinates_map)

@@ -192,6 +192,34 @@ class TestLoop:
         assert [module for module, _ in asked] == [models.unet, models.svd.vae.decoder]
         assert all(options == {"mode": "reduce-overhead", "dynamic": False} for _, options in asked)
 
+    @pytest.mark.parametrize("guidance", [[1.0, 1.0], [1.0, 3.0]])
+    def test_steps_outlive_the_graphs_memory(self, models, config, make_cameras, monkeypatch, guidance):
+        """A compiled network's outputs last until the next step begins; train.compile compiles for validation too."""
+        exact = self.run(models, config, make_cameras, guidance=guidance)
+        memory, marks = [], []
+
+        def begin_step() -> None:
+            marks.append(1)
+            for output in memory:
+                output.fill_(math.nan)
+            memory.clear()
+
+        networks = models.unet, models.svd.vae.decoder, models.lgm
+        keep = lambda _m, _i, out: memory.extend([out] if isinstance(out, torch.Tensor) else vars(out).values())  # noqa: E731
+        hooks = [network.register_forward_hook(keep) for network in networks]
+        monkeypatch.setattr(models.svd, "decode_chunk", 0)
+        monkeypatch.setattr(models.unet, "_compiled_call_impl", models.unet._call_impl)
+        monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", begin_step)
+        steps = self.run(models, config, make_cameras, guidance=guidance)
+        begin_step()
+        for hook in hooks:
+            hook.remove()
+        assert len(marks) == len(exact) + 1
+        for step, true in zip(steps, exact, strict=True):
+            for name in ("latents", "x0", "views", "v"):
+                assert torch.equal(getattr(step, name), getattr(true, name))
+            assert torch.equal(step.gaussians.to_tensor(), true.gaussians.to_tensor())
+
 
 @pytest.mark.parametrize(
     ("name", "device", "bf16", "expected"),

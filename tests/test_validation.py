@@ -84,3 +84,12 @@ def test_processes_share_the_objects_and_agree_on_the_result(validation, monkeyp
     # More processes than objects: one has nothing to look at and still takes part.
     monkeypatch.setattr(module, "PartialState", lambda: SimpleNamespace(num_processes=3, process_index=2))
     assert validation()[0] == pytest.approx(alone, rel=1e-4)
+
+
+def test_each_batch_begins_a_step_for_cuda_graphs(validation, monkeypatch):
+    """Or the graphs of training would be joined by one for every call."""
+    marks = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    monkeypatch.setattr(validation.config.train, "compile", True)
+    validation()
+    assert marks == [1]

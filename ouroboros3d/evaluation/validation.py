@@ -80,6 +80,8 @@ class Validation:
             for start in range(0, len(share), size):
                 items = [self.items[i] for i in share[start : start + size]]
                 batch = OrbitBatch.collate(items).to(self.models.device)
+                if self.config.train.compile:
+                    torch.compiler.cudagraph_mark_step_begin()
                 own.append({name: part(batch) for name, part in parts.items()})
         looks = gather_object(own)  # every process's, in order
         values, pictures = {}, {}
