@@ -35,11 +35,13 @@ def check_device_name(name: str) -> str:
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:
-    """The device of this name; None is CUDA where there is one, else the CPU. Raises DeviceError."""
+    """The device of this name; None is CUDA where there is one, else the CPU. From now on float32 is exact there, until
+    a training with `train.tf32` starts. Raises DeviceError."""
     if name is not None:
         check_device_name(str(name))
     import torch
 
+    allow_tf32(False)
     if name is None and not torch.cuda.is_available():
         refuse_old_driver()
     if name is None:
@@ -53,6 +55,13 @@ def pick_device(name: str | torch.device | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
     return device
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 products and convolutions on CUDA may round to TF32; torch itself lets convolutions."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def inference_dtype(name: str, device: torch.device) -> torch.dtype:

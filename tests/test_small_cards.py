@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import small_training
 import torch
 
 from ouroboros3d import needs
@@ -52,6 +53,22 @@ def test_offloaded_networks_take_turns_and_give_the_same_result(make_config, mak
     for name, where in moves:
         there = there | {name} if where == "cpu:0" else there - {name}
         assert len(there) <= 1 or where != "cpu:0"
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_is_exact_but_in_training_with_tf32(tmp_path, tf32):
+    """torch lets convolutions round unless told."""
+
+    def settings() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    torch.backends.cudnn.allow_tf32 = True
+    pick_device("cpu")
+    assert settings() == (False, False)
+    small_training.make(tmp_path, tf32=tf32)
+    assert settings() == (tf32, tf32)
+    pick_device("cpu")
+    assert settings() == (False, False)
 
 
 def test_what_offload_saves():

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from ouroboros3d.config.loading import parse_duration, save_config
 from ouroboros3d.config.schema import Config, TrainConfig
+from ouroboros3d.devices import allow_tf32
 from ouroboros3d.errors import ConfigError, TrainingError
 from ouroboros3d.files import check_writable_dir, staged, write_json
 from ouroboros3d.timing import Stopwatch
@@ -70,7 +71,7 @@ class Trainer:
         cpu = cpu or not torch.cuda.is_available()
         if cpu and config.mixed_precision == "fp16":  # accelerate would train in fp32 without a word
             raise ConfigError("train.mixed_precision = 'fp16': needs a GPU; a CPU trains in fp32 or bf16")
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+        allow_tf32(config.tf32)
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(config.mixed_precision, config.mixed_precision),
             # Not the bare number, which `accelerate launch` would override from its own file.
