@@ -6,6 +6,7 @@ here: a CPU build of torch cannot run autograd on fake tensors called "cuda".
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import fields, replace
 
@@ -14,12 +15,15 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ouroboros3d import sampler
 from ouroboros3d.build import Models, build_cameras, build_models
 from ouroboros3d.config.schema import Config
 from ouroboros3d.diffusion import euler_schedule
 from ouroboros3d.objective import Objective
+from ouroboros3d.rendering import dense, render
 from ouroboros3d.sampler import Noise, Sampler, last_step
 from ouroboros3d.training.dry_run import _flat_renderer, blank_batch
 from ouroboros3d.training.setup import prepare_training
@@ -90,6 +94,36 @@ def test_the_loop(fake, make_config, monkeypatch, preset):
     step = last_step(run(torch.empty(picture, device=GPU), cameras.to(GPU), noise))
     assert step.views.device == step.gaussians.means.device == step.feedback["ccm"].device == GPU
     assert len(looks) == 1
+
+
+class HostTensors(TorchDispatchMode):
+    """Collects what reads more than a number from the CPU: on CUDA that is copied, and waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if any(x.device.type == "cpu" and x.ndim > 0 for x in given):
+            self.readers.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("colours", ["absolute", "residual"])
+def test_reconstruction_and_background_copy_nothing_from_the_host(fake, make_config, monkeypatch, colours):
+    config = make_config({"model": {"lgm": {"colours": colours}}}, lean=True)
+    with unset_fake_temporarily():
+        cameras = build_cameras(config)
+    lgm, cameras = models_on_gpu(config).lgm.eval(), cameras.to(GPU)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # of which meta has none
+    monkeypatch.setattr(dense, "rasterize", lambda _g, _c, _size, background, *_: background)
+    with HostTensors() as host, torch.no_grad():
+        images = torch.empty(1, 8, 3, 32, 32, device=GPU)
+        gaussians = lgm(images, cameras, torch.empty((), device=GPU))
+        background = render(gaussians, cameras, 32, (0.1, 0.5, 1.0), backend="dense")
+    assert background.shape == (3,) and background.device == GPU
+    assert host.readers == []
 
 
 def test_the_objective_forward_and_backward(fake, make_config):

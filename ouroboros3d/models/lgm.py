@@ -54,6 +54,11 @@ class LGM(nn.Module, Reconstructor):
             raise ValueError(f"the reconstructor reads {wanted} views, got {views}")
         return list(range(0, views, views // wanted))[:wanted]
 
+    def _inputs(self, views: int) -> slice:
+        """`input_views` as a slice: a list of indices would be copied to the GPU in every step, which waits for it."""
+        every, count = views // self.config.num_input_views, len(self.input_views(views))
+        return slice(0, every * count, every)
+
     @property
     def grid(self) -> int:
         return self.config.splat_size
@@ -63,13 +68,13 @@ class LGM(nn.Module, Reconstructor):
 
     def encode_cameras(self, cameras: Cameras) -> Tensor:
         """[B, 4, 6, s, s] Plücker maps of the input views; depends on the cameras alone, so once per run."""
-        return plucker_maps(cameras.views(self.input_views(cameras.num_views)), self.config.input_size)
+        return plucker_maps(cameras.views(self._inputs(cameras.num_views)), self.config.input_size)
 
     def forward(self, images: Tensor, cameras: Cameras, c_noise: Tensor, rays: Tensor | None = None) -> Gaussians:
         """images [B, V, 3, H, W] in about [-1, 1] (decoded x0 is not clamped), c_noise scalar or [B] (0 = clean at
         sigma 1, quirk 23), rays from `encode_cameras` -> 4 * splat_size^2 Gaussians per sample."""
         rays = self.encode_cameras(cameras) if rays is None else rays
-        views = images[:, self.input_views(images.shape[1])].flatten(0, 1)
+        views = images[:, self._inputs(images.shape[1])].flatten(0, 1)
         batch, size = images.shape[0], self.config.input_size
         views = (views * 0.5 + 0.5 - self._mean) / self._std
         views = F.interpolate(views, (size, size), mode="bilinear", align_corners=False)
@@ -89,7 +94,7 @@ class LGM(nn.Module, Reconstructor):
 
     def _pixels(self, images: Tensor) -> Tensor:
         """[B, N, 3] in [0, 1]: the input view's colour at each Gaussian's pixel."""
-        views = images[:, self.input_views(images.shape[1])].flatten(0, 1).float() * 0.5 + 0.5
+        views = images[:, self._inputs(images.shape[1])].flatten(0, 1).float() * 0.5 + 0.5
         views = F.interpolate(views, (self.config.splat_size,) * 2, mode="area").clamp(0, 1)
         return rearrange(views, "(b v) c h w -> b (v h w) c", b=len(images))
 

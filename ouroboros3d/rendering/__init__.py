@@ -66,7 +66,9 @@ def render(
     if backend == "auto":
         backend = "gsplat" if device.type == "cuda" else "cpu"
     cameras = cameras.detach()
-    background = torch.as_tensor(background, dtype=torch.float32, device=device).detach()
+    if not isinstance(background, Tensor):  # numbers are filled in: a copy from the host would wait in every step
+        background = torch.stack([torch.full((), float(channel), device=device) for channel in background])
+    background = background.detach().to(device, torch.float32)
     if background.shape not in ((3,), (cameras.batch_size, 3)):
         raise ValueError(f"background must be [3] or [B, 3], got shape {tuple(background.shape)}")
     if background.ndim == 2:  # the backends know one colour; what is behind comes in by 1 - alpha
