@@ -14,6 +14,7 @@ from ouroboros3d.cli import call
 from ouroboros3d.cli.inference import parse
 from ouroboros3d.devices import DeviceError, check_shared_memory, gpu_memory, pick_device
 from ouroboros3d.errors import TrainingError
+from ouroboros3d.models import offload
 from ouroboros3d.needs import GIB, Stage, announce, loop_bytes, loop_stages, smallest_card
 from ouroboros3d.sampler import NumericalError, Sampler, last_step
 from ouroboros3d.training.dry_run import _device_problems, _flat_renderer
@@ -29,7 +30,7 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 
 def test_offloaded_networks_take_turns_and_give_the_same_result(make_config, make_models, monkeypatch):
     config = make_config({"sampler": {"steps": 2}}, lean=True)
-    models, moves = make_models(config), []
+    models, at_work = make_models(config), []
     names = {models.unet: "unet", models.lgm: "lgm", models.svd.vae: "vae", models.svd.image_encoder: "encoder"}
     cameras = build_cameras(config)
 
@@ -37,22 +38,34 @@ def test_offloaded_networks_take_turns_and_give_the_same_result(make_config, mak
         made = Sampler(models.unet, models.svd, models.lgm, _flat_renderer, config.model, config.sampler)
         return last_step(made(torch.zeros(1, 3, 32, 32), cameras, made.draw_noise([0], 8))).gaussians.to_tensor()
 
+    def places() -> dict[str, list[int]]:
+        return {name: [p.data_ptr() for p in network.parameters()] for network, name in names.items()}
+
+    def copy(values: torch.Tensor, _device: torch.device) -> torch.Tensor:
+        """As to a GPU: elsewhere; and which network is away from home then."""
+        away = [name for name, where in places().items() if where[-1] != home[name][-1] or where[0] != home[name][0]]
+        at_work.extend(away if at_work[-1:] != away else [])
+        assert len(away) <= 1
+        return values.clone()
+
     whole = run()
     models.to("cpu", offload=True)
-    for network, name in names.items():
-        to = network.to
-        monkeypatch.setattr(
-            network, "to", lambda where, to=to, name=name: moves.append((name, str(where))) or to(where)
-        )
-        network._hf_hook.device = torch.device("cpu", 0)  # tells the device from where networks wait
+    home = places()
+    monkeypatch.setattr(offload, "_copy", copy)
     assert torch.equal(run(), whole)
-    at_work = [name for name, where in moves if where == "cpu:0"]
-    order = [name for i, name in enumerate(at_work) if i == 0 or name != at_work[i - 1]]
-    assert order == ["encoder", "vae", "unet", "vae", "lgm", "unet", "vae", "lgm"]
-    there: set[str] = set()
-    for name, where in moves:
-        there = there | {name} if where == "cpu:0" else there - {name}
-        assert len(there) <= 1 or where != "cpu:0"
+    assert at_work == ["encoder", "vae", "unet", "vae", "lgm", "unet", "vae", "lgm"]
+    models.unet._hf_hook.pre_forward(models.unet)
+    models.lgm._hf_hook.pre_forward(models.lgm)
+    now = places()
+    assert now.pop("lgm") != home.pop("lgm") and now == home  # dropped, not copied back
+
+
+def test_networks_wait_in_pinned_memory_for_cuda(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.shape) or x.clone())
+    network = torch.nn.BatchNorm1d(3)
+    offload.offload([network], torch.device("cuda"))
+    assert len(pinned) == len([*network.parameters(), *network.buffers()])
 
 
 @pytest.mark.parametrize("tf32", [False, True])
