@@ -12,8 +12,9 @@ import diffusers.models.adapter
 import diffusers.models.resnet
 import diffusers.models.transformers.transformer_temporal
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from ouroboros3d.config.schema import TrainConfig
 from ouroboros3d.errors import ConfigError
@@ -26,7 +27,8 @@ CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
 def accelerator(kind: DistributedType, zero_stage: int = 2, fsdp2: bool = True) -> SimpleNamespace:
     """What `set_up_plugins` looks at."""
     settings = {"zero_optimization": {"stage": zero_stage}, "train_micro_batch_size_per_gpu": "auto"}
-    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=settings))
+    plugins = {"deepspeed_plugin": SimpleNamespace(deepspeed_config=settings)}
+    state = SimpleNamespace(**plugins, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
     return SimpleNamespace(distributed_type=kind, state=state, is_fsdp2=fsdp2, is_main_process=True)
 
 
@@ -78,6 +80,16 @@ def test_fsdp2_says_what_it_leaves_out(capsys):
     assert set_up_plugins(accelerator(DistributedType.FSDP), TrainConfig()) is True
     assert "no validation or export" in capsys.readouterr().out
     assert set_up_plugins(accelerator(DistributedType.MULTI_GPU), TrainConfig(ema_decay=0.9)) is False
+
+
+def test_fsdp2_leaves_losses_in_float32():
+    given = accelerator(DistributedType.FSDP)
+    plugin = given.state.fsdp_plugin
+    plugin.set_mixed_precision("bf16")
+    computed = plugin.mixed_precision_policy.param_dtype
+    set_up_plugins(given, TrainConfig(mixed_precision="bf16"))
+    assert plugin.mixed_precision_policy.output_dtype is None
+    assert plugin.mixed_precision_policy.param_dtype == computed == torch.bfloat16
 
 
 @pytest.mark.parametrize(

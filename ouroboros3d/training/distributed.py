@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 from accelerate import Accelerator
@@ -40,6 +41,9 @@ def set_up_plugins(accelerator: Accelerator, config: TrainConfig) -> bool:
         )
     if config.optimizer == "adamw_8bit":
         raise ConfigError("train.optimizer = 'adamw_8bit': bitsandbytes knows no sharded weights; choose adamw_fused")
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.mixed_precision_policy is not None:  # accelerate's rounds what the model returns, the losses
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
     if accelerator.is_main_process:
         print("FSDP2: no validation or export during the run; scripts/export.py --trained makes one of a checkpoint")
     return True
