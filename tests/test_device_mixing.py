@@ -15,7 +15,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ouroboros3d import sampler
@@ -96,17 +96,18 @@ def test_the_loop(fake, make_config, monkeypatch, preset):
     assert len(looks) == 1
 
 
-class HostTensors(TorchDispatchMode):
-    """Collects what reads more than a number from the CPU: on CUDA that is copied, and waited for."""
+class HostData(TorchFunctionMode):
+    """Collects what makes tensors of Python's numbers: on CUDA they are copied from the host, and waited for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.readers: list[str] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if any(x.device.type == "cpu" and x.ndim > 0 for x in given):
-            self.readers.append(str(func))
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        makes = func in (torch.tensor, torch.as_tensor, Tensor.new_tensor) and not isinstance(args[-1], Tensor)
+        index = tree_leaves(args[1:], is_leaf=lambda x: isinstance(x, list)) if func is Tensor.__getitem__ else []
+        if makes or any(isinstance(x, list) for x in index):
+            self.readers.append(func.__name__)
         return func(*args, **(kwargs or {}))
 
 
@@ -118,7 +119,7 @@ def test_reconstruction_and_background_copy_nothing_from_the_host(fake, make_con
     lgm, cameras = models_on_gpu(config).lgm.eval(), cameras.to(GPU)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # of which meta has none
     monkeypatch.setattr(dense, "rasterize", lambda _g, _c, _size, background, *_: background)
-    with HostTensors() as host, torch.no_grad():
+    with HostData() as host, torch.no_grad():
         images = torch.empty(1, 8, 3, 32, 32, device=GPU)
         gaussians = lgm(images, cameras, torch.empty((), device=GPU))
         background = render(gaussians, cameras, 32, (0.1, 0.5, 1.0), backend="dense")
