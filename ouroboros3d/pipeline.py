@@ -300,8 +300,8 @@ class Ouroboros3DPipeline:
         return Cameras(torch.cat([o.c2w for o in orbits]), torch.cat([o.K for o in orbits])).to(self.device)
 
     def batch_size(self, pictures: int) -> int:
-        """How many of so many pictures run together: one where the release's conventions would mix them."""
-        return 1 if self.config.model.conventions.mix_samples else max(1, pictures)
+        """How many of so many pictures run together."""
+        return self.config.model.batch_size(pictures)
 
     def object3d(
         self,

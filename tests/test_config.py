@@ -294,3 +294,12 @@ def test_a_small_valid_config_can_be_built(make_config):
     models = build_models(lean.model)
     assert models.unet.unet.config.in_channels == 2 * lean.model.vae.latent_channels
     assert models.unet.unet.config.cross_attention_dim == lean.model.image_encoder.projection_dim
+
+
+@pytest.mark.parametrize(("size", "most"), [(512, 7), (64, 511)])
+def test_a_batch_fits_the_grid_of_cudas_attention(size, most):
+    """Eight guided samples of 64 x 64 latents would be 65,536 rows, one too many."""
+    model = Config().model
+    assert model.batch_size(1000) == 1  # the release's conventions mix samples
+    model.image_size, model.conventions.temporal_context, model.conventions.decode_chunk = size, "textbook", 0
+    assert [model.batch_size(n) for n in (0, 1, most, most + 1)] == [1, 1, most, most]

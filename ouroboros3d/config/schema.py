@@ -14,6 +14,7 @@ from ouroboros3d.camera_defaults import DISTANCE, FOV, TURNTABLE_DISTANCE, TURNT
 # Of the pictures, in [0, 1]; "random" draws one per training example, and is white where one colour must do.
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5), "random": (1.0, 1.0, 1.0)}
 
+ATTENTION_ROWS = 65_535  # that CUDA's attention kernels take at once, their grid's limit
 MAPS = ["rgb", "ccm"]  # names of the feedback maps; feedback.py makes them
 Part = Literal["unet", "adapters", "rays", "lgm"]  # what can be frozen by itself
 Quirk = Literal["release", "textbook"]
@@ -180,6 +181,14 @@ class ModelConfig:
     lgm: LGMConfig = field(default_factory=LGMConfig)
     conventions: ConventionsConfig = field(default_factory=ConventionsConfig)
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
+
+    def batch_size(self, samples: int) -> int:
+        """How many of so many samples run together: one where the conventions would mix them, else as many as CUDA's
+        attention takes rows: over the views a guided sample has two per latent pixel."""
+        if self.conventions.mix_samples:
+            return 1
+        rows = 2 * (self.image_size // self.vae.downscale) ** 2
+        return max(1, min(samples, ATTENTION_ROWS // rows))
 
 
 @dataclass

@@ -189,7 +189,7 @@ def make_batches(config: Config, chosen: list[int], asked: int) -> list[list[int
             "sampler.feedback_of = another: needs a batch, which the release's conventions would mix; set "
             "model.conventions.temporal_context=textbook model.conventions.decode_chunk=0"
         )
-    size = 1 if mixes else max(asked, 2 if fixed else 1)
+    size = max(config.model.batch_size(asked), 2 if fixed else 1)
     parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
     if fixed and len(parts[-1]) == 1:
         if len(parts) == 1:

@@ -74,7 +74,7 @@ class Validation:
         parts = {"lgm": self._reconstructor} if self.config.objective.reconstruction != "none" else {}
         parts |= {"loop": self._loop} if self.config.objective.diffusion else {}
         share = np.array_split(np.arange(len(self.items)), state.num_processes)[state.process_index].tolist()
-        size = 1 if self.config.model.conventions.mix_samples else max(len(share), 1)
+        size = self.config.model.batch_size(len(share))
         own = []
         with self._autocast():
             for start in range(0, len(share), size):
