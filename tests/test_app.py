@@ -126,7 +126,7 @@ def test_cancelling_ends_the_loop_after_its_step(worker, toy, monkeypatch):
     next(results)
     cancelled.set()
     assert list(results) == [] and len(ran) == 1
-    assert not worker.lock.locked()
+    assert worker.thread.submit(int).result(timeout=10) == 0  # the next user's turn
 
 
 def test_cancelling_ends_the_choice_among_candidates_after_a_step(worker, toy, monkeypatch):
@@ -135,7 +135,27 @@ def test_cancelling_ends_the_choice_among_candidates_after_a_step(worker, toy, m
     forward = unet.forward
     monkeypatch.setattr(unet, "forward", lambda *a, **k: (ran.append(1), cancelled.set(), forward(*a, **k))[2])
     assert list(worker.run(worker.prepare(toy, Framing()), Settings(steps=3, candidates=2), cancelled)) == []
-    assert len(ran) == 1 and not worker.lock.locked()
+    assert len(ran) == 1 and worker.thread.submit(int).result(timeout=10) == 0
+
+
+def test_all_users_share_one_thread(worker, toy, monkeypatch):
+    """CUDA graphs belong to the thread that recorded them, and Gradio calls from many."""
+    seen = set()
+    unet = type(worker.pipeline.sampler.unet)
+    forward = unet.forward
+    monkeypatch.setattr(unet, "forward", lambda *a, **k: (seen.add(threading.get_ident()), forward(*a, **k))[1])
+    picture = worker.prepare(toy, Framing())
+
+    def use(candidates: int) -> None:
+        *_, made = worker.run(picture, Settings(steps=1, candidates=candidates), threading.Event())
+        monkeypatch.setattr(type(made), "save", lambda _made, path: seen.add(threading.get_ident()) or path)
+        list(worker.save(made, "toy", ["ply"]))
+
+    for candidates in (1, 2):
+        user = threading.Thread(target=use, args=[candidates])
+        user.start()
+        user.join()
+    assert len(seen) == 1 and threading.get_ident() not in seen
 
 
 def test_settings_that_cannot_be_are_refused(worker):

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -65,12 +66,12 @@ class _Cancelled(Exception):
 
 
 class Worker:
-    """One pipeline on one device, for all users: nobody waits for the lock longer than one step of the loop takes, or
-    the choice among another user's candidates."""
+    """One pipeline on one device, for all users: nobody waits longer than one step of the loop takes, or the choice
+    among another user's candidates. All of it runs in one thread: CUDA graphs belong to the one that recorded them."""
 
     def __init__(self, pipeline: Ouroboros3DPipeline, folder: Path) -> None:
         self.pipeline, self.folder = pipeline, folder
-        self.lock = threading.Lock()
+        self.thread = ThreadPoolExecutor(max_workers=1)
 
     def prepare(self, path: str, framing: Framing) -> Prepared:
         """The picture as the networks will see it. Raises ImageError."""
@@ -103,8 +104,7 @@ class Worker:
 
             start = settings.seed, settings.elevation, settings.candidates
             try:
-                with self.lock:
-                    best = pipeline.choose(picture.image, *start, config, after_step=go_on)
+                best = self.thread.submit(pipeline.choose, picture.image, *start, config, after_step=go_on).result()
             except _Cancelled:
                 return
             settings = replace(settings, seed=best.seed)
@@ -112,10 +112,9 @@ class Worker:
         steps = pipeline.steps(picture.image[None], [settings.seed], cameras, config)
         history: list[Step3D] = []
         while not history or len(history) < history[-1].total:  # a preset may take fewer steps
-            with self.lock:
-                if cancelled.is_set():
-                    return
-                step = next(steps)
+            step = self.thread.submit(lambda: None if cancelled.is_set() else next(steps)).result()
+            if step is None:
+                return
             history.append(step3d(step, 0))
             yield history[-1]
         steps.close()
@@ -129,8 +128,7 @@ class Worker:
         folder = Path(tempfile.mkdtemp(prefix="files-", dir=self.folder))
         try:
             for each in check_formats(formats):
-                with self.lock:
-                    path = object3d.save(folder / f"{name}{FORMATS[each]}")
+                path = self.thread.submit(object3d.save, folder / f"{name}{FORMATS[each]}").result()
                 yield Path(shutil.make_archive(str(path), "zip", path)) if path.is_dir() else path
         except Exception:
             shutil.rmtree(folder, ignore_errors=True)
