@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from objective_runs import HEADS, TAILS, draw, evaluate, reaches
 
 
@@ -44,6 +45,22 @@ class TestGradients:
             assert not missing
             assert all(p.grad is None for p in lean_models.svd.parameters())
         finally:
+            objective.zero_grad()
+
+    def test_of_a_second_pass_do_not_end_in_the_weights_that_autocast_cast_for_the_first(
+        self, make_objective, make_batch, lean_models, monkeypatch
+    ):
+        """The first pass, whose loss is replaced, runs without gradient; older torch would hand its casts on."""
+        objective, events, clear = make_objective(second_loss="replace"), [], torch.clear_autocast_cache
+        hook = lean_models.unet.register_forward_hook(lambda *_: events.append("pass"))
+        monkeypatch.setattr(torch, "clear_autocast_cache", lambda: events.append("cleared") or clear())
+        try:
+            with torch.autocast("cpu", torch.bfloat16):
+                objective(make_batch(), draw(coin=HEADS))["diffusion"].backward()
+            assert events[:3] == ["pass", "cleared", "pass"]
+            assert all(p.grad is not None for p in lean_models.unet.parameters())
+        finally:
+            hook.remove()
             objective.zero_grad()
 
 

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import SMALL
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.loading import config_from_dict
@@ -48,3 +51,39 @@ def test_vae_objective_reaches_encoder_and_decoder(script):
     assert torch.isclose(losses["total"], losses["views"] + losses["guide"] + losses["kl"])
     for layer in (vae.encoder.conv_in, vae.decoder.conv_out):
         assert layer.weight.grad.abs().max() > 0
+
+
+class Elsewhere(nn.Module):
+    """A VAE or tiny decoder on another device than the batch: notes where its inputs are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, device="meta"))
+        self.config = SimpleNamespace(scaling_factor=1.0)
+        self.encoded, self.decoded = [], []
+
+    def encode(self, images: torch.Tensor) -> SimpleNamespace:
+        self.encoded.append(images.device.type)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=torch.rand(len(images), 4, 4, 4)))
+
+    def decode(self, latents: torch.Tensor, num_frames: int = 0) -> SimpleNamespace:
+        self.decoded.append(latents.device.type)
+        return SimpleNamespace(sample=torch.rand(len(latents), 3, 16, 16))
+
+
+def test_held_out_views_go_where_the_networks_are():
+    cameras = Cameras(torch.eye(4).expand(1, 4, 4, 4), torch.eye(3).expand(1, 4, 3, 3))
+    batch = OrbitBatch(torch.rand(1, 4, 3, 16, 16), cameras, ["a"], torch.ones(1, 4, 1, 16, 16))
+    vae, tiny = Elsewhere(), Elsewhere()
+    frozen_parts.score_vae(vae, batch)
+    frozen_parts.score_tiny(tiny, vae, batch)
+    assert vae.encoded == ["meta", "meta"] and tiny.decoded == ["meta"]
+
+
+def test_labels_are_made_where_the_batch_is():
+    objective = frozen_parts.ContrastiveObjective(lambda pictures: SimpleNamespace(image_embeds=pictures.flatten(1)))
+    with FakeTensorMode(allow_non_fake_inputs=True):  # refuses to mix devices, as CUDA does
+        cameras = Cameras(torch.empty(2, 4, 4, 4, device="meta"), torch.empty(2, 4, 3, 3, device="meta"))
+        batch = OrbitBatch(torch.empty(2, 4, 3, 16, 16, device="meta"), cameras, ["a", "b"])
+        losses = objective(batch, torch.ones(2, dtype=torch.long))
+    assert losses["total"].device.type == losses["accuracy"].device.type == "meta"
