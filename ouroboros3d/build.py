@@ -114,11 +114,12 @@ def build_models(config: ModelConfig) -> Models:
         lgm = build_reconstructor(config)
     frozen = {}
     for part, (make, cls) in FROZEN.items():
-        own = getattr(pretrained, part)
+        beside = has_checkpoint and find_weights(checkpoint, part) is not None
+        own = None if beside else getattr(pretrained, part)  # a checkpoint's own part counts
         if pretrained.svd is not None:
             frozen[part] = from_pretrained(cls, part, pretrained.svd, pretrained.variant)
         else:
-            with _without_memory(bool(own or (has_checkpoint and find_weights(checkpoint, part)))):
+            with _without_memory(beside or own is not None):
                 frozen[part] = make(getattr(config, part))
         if own is not None:
             fit_state(frozen[part], read_state(own), own)

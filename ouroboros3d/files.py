@@ -35,6 +35,14 @@ def locate(path: str | Path) -> Path:
     return next((found for root in (ROOT, PACKAGE) if (found := root / path).exists()), path)
 
 
+def config_beside(weights: str | Path) -> Path | None:
+    """The config.yaml that belongs to weights: in their folder; for a file, and for export/ and best/ of a run, in the
+    folder above. None if there is none."""
+    path = locate(Path(weights).expanduser())
+    folders = [path, path.parent] if path.is_file() or path.name in ("export", "best") else [path]
+    return next((file for folder in folders if (file := folder / "config.yaml").is_file()), None)
+
+
 class OutputError(UserError, OSError):
     """A result cannot be written. The message is one line: where, why, what to do."""
 

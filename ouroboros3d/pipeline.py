@@ -41,7 +41,7 @@ from ouroboros3d.devices import DTYPE_NAMES, gpu_memory, inference_dtype, pick_d
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.export.object3d import Object3D, Step3D, step3d
 from ouroboros3d.export.output import Ouroboros3DOutput
-from ouroboros3d.files import locate
+from ouroboros3d.files import config_beside, locate
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.inference.candidates import SHARE, Candidate, candidates, elevation_grid, scored
 from ouroboros3d.inference.photo import load_condition_image
@@ -113,8 +113,7 @@ class Ouroboros3DPipeline:
         local = locate(Path(source).expanduser())
         folder = find_checkpoint(local if local.exists() else source)
         if not isinstance(config, Config):
-            there = (at / "config.yaml" for at in (local, folder))
-            path = config if config is not None else next((file for file in there if file.is_file()), None)
+            path = config if config is not None else config_beside(local) or config_beside(folder)
             config = load_config(path, [*(RELEASE if path is None else ()), *overrides])
         else:
             config = copy.deepcopy(config)

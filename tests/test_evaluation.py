@@ -398,6 +398,7 @@ class TestScript:
             (["--compare", "MISSING.csv"], ["MISSING.csv", "not a table of scores"]),
             (["--compare", "OTHER.csv"], ["OTHER.csv", "needs the columns object, id, seed"]),
             (["--config", "MISSING.yaml"], ["MISSING.yaml"]),
+            (["--ckpt", "MISSING"], ["MISSING", "no such checkpoint folder"]),
             (["--device", "tpu"], ["--device tpu"]),
             (["sampler.step=3"], ["sampler.step"]),
             (["--out", "/proc/nothing"], ["/proc/nothing", "choose another output folder"]),

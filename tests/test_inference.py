@@ -20,8 +20,10 @@ from PIL import Image
 
 from ouroboros3d import files as files_module
 from ouroboros3d.build import build_cameras
-from ouroboros3d.cli.inference import configure, parse
+from ouroboros3d.cli import call
+from ouroboros3d.cli.inference import configure, main, parse
 from ouroboros3d.cli.options import SMALL_CONFIG
+from ouroboros3d.config.loading import load_config, save_config
 from ouroboros3d.gaussians import load_ply
 from ouroboros3d.models.lgm import LGM
 
@@ -126,6 +128,23 @@ def test_weights_are_also_looked_up_in_the_repository(model, tmp_path, monkeypat
     monkeypatch.setattr(files_module, "ROOT", model)
     monkeypatch.chdir(tmp_path)
     assert infer(model, tmp_path, "model.pretrained.checkpoint=ckpt", "--steps", "1") == 0
+
+
+def test_weights_bring_their_configuration(model, tmp_path, capsys):
+    """A folder's own config.yaml, and for export/ of a run the run's; --config comes first."""
+    run = tmp_path / "run"
+    shutil.copytree(model / "ckpt", run / "export")
+    config = load_config(model / "tiny.yaml", ["sampler.steps=1", "turntable.step=360"])
+    config.model.pretrained.vae = "moved/vae.safetensors"  # of another machine; the weights have their own
+    save_config(config, run / "config.yaml")
+    common = ["--input_img", str(model / "toy.png"), "--device", "cpu", "--formats", "ply"]
+    for number, weights in enumerate((["--ckpt", f"{run}"], [f"model.pretrained.checkpoint={run / 'export'}"])):
+        assert call(main, [*common, *weights, "--output_dir", str(tmp_path / f"{number}")]) == 0
+        assert f"configuration: {run / 'config.yaml'}\n" in capsys.readouterr().err
+        record = json.loads((tmp_path / f"{number}" / "toy.json").read_text())
+        assert record["settings"]["sampler"]["steps"] == 1
+    assert parse([*common, "--ckpt", str(run), "--config", "other.yaml"]).config == "other.yaml"
+    assert parse([*common, "--ckpt", str(model / "ckpt")]).config == SMALL_CONFIG
 
 
 def test_every_kind_of_picture_works(model, tmp_path):

@@ -53,7 +53,7 @@ class Line:
 
 def main(arguments: list[str]) -> int:
     parser = ConfigParser(__doc__, "configs/baseline.yaml")
-    parser.add_argument("--ckpt", "--checkpoint", default=HUB_ID, help="hub id, folder or file (default: %(default)s)")
+    parser.add_checkpoint(HUB_ID)
     parser.add_argument("--orbits", required=True, metavar="FOLDER", help="output folder of scripts/render_eval.py")
     parser.add_argument("--list", default="test.txt", help="list of ids in the --orbits folder (default: %(default)s)")
     parser.add_argument(
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_device()
     options = parser.parse_args(arguments)
-    paths = [f"model.pretrained.checkpoint={options.ckpt}", f"data.root={options.orbits}", f"data.val={options.list}"]
+    paths = [f"data.root={options.orbits}", f"data.val={options.list}"]
     config = load_config(options.config, [*paths, *options.overrides])
     if not os.path.isfile(os.path.join(options.orbits, options.list)):
         raise UserError(f"{options.orbits}: has no {options.list}; make the orbits with scripts/render_eval.py")

@@ -1,6 +1,6 @@
 """Scores a model on held-out orbits: the loop from one view, and the reconstructor alone on true views.
 
-    python scripts/evaluate.py --list test.txt --objects 16 --out runs/evaluation [--config YAML] [key=value ...]
+    python scripts/evaluate.py --list test.txt --objects 16 --out runs/evaluation [--ckpt FOLDER] [key=value ...]
     torchrun --nproc_per_node=8 scripts/evaluate.py ...
 
 Prints means over objects with 95 % bootstrap intervals, beside simple baselines. --out gets objects.csv (one row per
@@ -21,6 +21,7 @@ from ouroboros3d.files import write_json
 
 def main(arguments: list[str]) -> None:
     parser = ConfigParser(__doc__)
+    parser.add_checkpoint()
     parser.add_argument(
         "--list", dest="data.val", default="test.txt", help="list of ids in data.root (default: %(default)s)"
     )

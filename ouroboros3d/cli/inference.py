@@ -41,7 +41,7 @@ DEFAULT_FORMATS = ("png", "ply", "mp4")
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options, and in `overrides` the key=value arguments wherever they stand. Exits with status 2."""
     parser = ConfigParser(__doc__)
-    parser.add_checkpoint("folder of weights, run of train.py, training checkpoint or hub id (default: the config's)")
+    parser.add_checkpoint()
     parser.add_device()
     add = parser.add_argument
     inputs = "pictures, folders of pictures, quoted patterns, or .txt lists with one picture per line"

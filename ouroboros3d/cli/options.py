@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ouroboros3d.devices import DTYPE_NAMES, check_device_name
+from ouroboros3d.files import config_beside, locate
 
 SMALL_CONFIG = "configs/small.yaml"  # looked up in the repository or the package, see files.locate
+CHECKPOINT = "model.pretrained.checkpoint"
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,11 +53,22 @@ class ConfigParser(Parser):
         """`config` is the default of --config; None has none."""
         super().__init__(description)
         known = f"configuration file (default: {config})" if config else "configuration file"
-        self.add_argument(flag, default=config, required=config is None, metavar="YAML", help=known)
+        self.config = self.add_argument(flag, default=config, required=config is None, metavar="YAML", help=known)
+        self.fallback: str | None = None  # the default of --config where the weights may bring their own
 
-    def add_checkpoint(self, help: str = "weights (default: the config's)", **options: Any) -> None:
-        dest = "model.pretrained.checkpoint"
-        self.add_argument("--ckpt", "--checkpoint", dest=dest, metavar="FOLDER", help=help, **options)
+    def add_checkpoint(self, default: str | None = None) -> None:
+        """Adds --ckpt. Without --config the weights' own config.yaml counts, as in `from_pretrained`."""
+        known = "weights: folder, run of train.py, training checkpoint or hub id (default: {})"
+        self.add_argument(
+            "--ckpt",
+            "--checkpoint",
+            dest=CHECKPOINT,
+            default=default,
+            metavar="FOLDER",
+            help=known.format(default or "the config's"),
+        )
+        self.fallback, self.config.default = self.config.default, None
+        self.config.help = f"configuration file (default: config.yaml of the weights, else {self.fallback})"
 
     def add_device(self, dtype: str | None = "sampler.dtype, whose auto is fp16 on cuda, else float32") -> None:
         """Adds --device, which is checked, and --dtype, whose default `dtype` describes; None adds no --dtype."""
@@ -70,7 +84,24 @@ class ConfigParser(Parser):
         options = super().parse_args(args)
         keys = {key: value for key, value in vars(options).items() if "." in key and value is not None}
         options.overrides = overrides + [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+        if self.fallback and options.config is None:
+            options.config = self.fallback
+            named = [text.partition("=")[2] for text in overrides if text.startswith(f"{CHECKPOINT}=")]
+            if weights := keys.get(CHECKPOINT) or (named[-1] if named else None):
+                options.config = config_of(weights) or self.fallback
+                print(f"configuration: {options.config}", file=sys.stderr)
         return options
+
+
+def config_of(weights: str) -> str | None:
+    """The config.yaml of weights, in a folder or on the hub; None if they have none."""
+    found = config_beside(weights)
+    if found is None and weights.count("/") == 1 and not locate(weights).exists():
+        from huggingface_hub import hf_hub_download
+
+        with contextlib.suppress(Exception):  # that the weights cannot be fetched is said when they are loaded
+            found = hf_hub_download(weights, "config.yaml")
+    return None if found is None else str(found)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

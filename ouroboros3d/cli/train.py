@@ -92,7 +92,5 @@ def train(config: Config, device_name: str | None = None) -> int:
         ) from error
     if trainer.accelerator.is_main_process and (trainer.folder / "export").is_dir():
         print(f"weights: {trainer.folder / 'export'}; try them with")
-        print(
-            f"  python inference.py --config {trainer.folder / 'config.yaml'} --ckpt {trainer.folder} --input_img FILE"
-        )
+        print(f"  python inference.py --ckpt {trainer.folder} --input_img FILE")
     return 0 if trainer.stopped_by is None else 128 + trainer.stopped_by
