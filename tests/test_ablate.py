@@ -132,6 +132,14 @@ def test_another_budget_in_the_same_folder_is_refused(done, ablate, base, make_r
     assert "holds results of other settings (overrides is" in capsys.readouterr().err
 
 
+def test_a_setting_that_failed_before_any_result_may_be_corrected(ablate, base, make_run, tmp_path, capsys):
+    """The first run refuses its own precision; nothing is trained by then, so that the settings may change."""
+    command = [*arguments(base, tmp_path), "--rows", "full"]
+    assert call(ablate.main, [*command, "train.mixed_precision=fp16"], make_run([])) == 2
+    assert call(ablate.main, command, make_run([], fail="full")) == 2
+    assert "full: as asked" in capsys.readouterr().err
+
+
 def test_the_rows_over_the_small_model(ablate, tmp_path):
     base = ROOT / "configs" / "small" / "joint.yaml"
     out = tmp_path / "out"

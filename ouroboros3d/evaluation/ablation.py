@@ -62,7 +62,10 @@ def launcher(prefix: str) -> Run:
         if stopped:
             raise UserError(f"stopped by {signal.Signals(stopped[0]).name}; the same command goes on from here")
         if status:
-            raise UserError(f"{name} ended with status {status}, see above; the same command goes on from here")
+            raise UserError(
+                f"{name} ended with status {status}: remove the cause named above and repeat the command, which "
+                "continues; with other settings choose another --out"
+            )
 
     return run
 
@@ -85,7 +88,8 @@ class Ablation:
             "list": options.list,
             "dtype": options.dtype,
         }
-        check_settings(self.out, settings, occupied=any(self.out.glob("*/row.yaml")))
+        results = ("*/train_*/checkpoints/step_*", "*/scores_*/objects.csv")
+        check_settings(self.out, settings, occupied=any(found for kind in results for found in self.out.glob(kind)))
 
     def config_file(self, name: str) -> Path:
         """The base with a row's changes, as a file that train.py and evaluate.py take."""
