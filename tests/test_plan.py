@@ -156,6 +156,16 @@ class TestDryRun:
         assert "resumes from " + str(setting / "out/checkpoints/step_00000010") in self.run(setting, capsys)[1]
         assert "starts over" in self.run(setting, capsys, "train.resume=never")[1]
 
+    def test_it_refuses_to_go_on_with_another_training(self, setting, capsys):
+        out, checkpoint = f"train.output_dir={setting / 'other'}", setting / "other" / "checkpoints" / "step_00000002"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer.json").write_text("{}")
+        (checkpoint / "config.yaml").write_text("objective: {image_loss: huber}")
+        status, text, error = self.run(setting, capsys, out)
+        assert status == 2 and f"resumes from {checkpoint}" in text
+        assert "another configuration: objective.image_loss huber -> l1;" in error and error.count("\n") == 1
+        assert self.run(setting, capsys, out, f"train.resume={checkpoint}")[0] == 0
+
     def test_it_asks_for_the_device_of_the_run(self, setting, capsys, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         status, out, error = self.run(setting, capsys, "--device", "cuda")

@@ -25,8 +25,10 @@ from small_training import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ouroboros3d.config.loading import as_kwargs, flatten_keys
+from ouroboros3d.config.schema import Config
 from ouroboros3d.files import OutputError
-from ouroboros3d.training.checkpoints import run_lock
+from ouroboros3d.training.checkpoints import differences, run_lock
 from ouroboros3d.training.trainer import Trainer, TrainingError
 
 
@@ -228,19 +230,43 @@ MODEL = {"model": {"width": 8}, "data": {"root": "a"}}
 def test_a_resume_with_another_configuration(tmp_path, capsys):
     make(tmp_path, settings=MODEL).run()
     with pytest.raises(
-        TrainingError, match=r"step_00000006 is of another configuration: model\.width 8 -> 16, train\.seed 0 -> 1;"
+        TrainingError, match=r"step_00000006 is of another configuration: model\.width 8 -> 16, train\.seed 0 -> 1, "
     ):
         make(tmp_path, settings={"model": {"width": 16}, "data": {"root": "b"}}, seed=1, steps=8).run()
     with pytest.raises(TrainingError, match=r"ema_decay 0\.0 -> 0\.9"):
         make(tmp_path, settings=MODEL, ema_decay=0.9).run()
+    named = str(tmp_path / "checkpoints" / "step_00000006")
+    changes = {"settings": MODEL | {"data": {"root": "b"}}, "steps": 8, "learning_rate": 0.01}
+    with pytest.raises(TrainingError, match=rf": data\.root a -> b; set these back, .* by train\.resume={named}$"):
+        make(tmp_path, **changes).run()
+    assert saved(tmp_path) == ["step_00000004", "step_00000006"]
     capsys.readouterr()
-    trainer = make(tmp_path, settings=MODEL | {"data": {"root": "b"}}, steps=8, learning_rate=0.01)
+    trainer = make(tmp_path, **changes, resume=named)
     assert trainer.run() == 8
     assert (
         "changed since: data.root a -> b, train.learning_rate 0.05 -> 0.01, train.steps 6 -> 8"
         in capsys.readouterr().out
     )
     assert trainer.optimizer.param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("fixed", ["model.lgm.groups", "objective.freeze", "train.optimizer", "cameras.num_views"]),
+        ("defining", ["objective.reconstruction", "data.root", "data.train", "data.mirror", "model.pretrained.lgm"]),
+        ("defining", ["model.conventions.rays"]),
+        ("free", ["train.steps", "train.time_budget", "train.learning_rate", "train.tracker", "train.validate_every"]),
+        ("free", ["data.val", "data.cache_dir", "data.workers", "model.conventions.renderer", "sampler.steps"]),
+    ],
+)
+def test_what_a_change_of_a_key_is(kind, keys):
+    old = flatten_keys(as_kwargs(Config()))
+    found = differences(old, old | dict.fromkeys(keys, "another"))
+    assert found[kind] == [f"{key} {old[key]} -> another" for key in sorted(keys)]
+    assert not any(lines for name, lines in found.items() if name != kind)
+    moved = {"data.root": "/home/me/data/orbits", "model.pretrained.lgm": None}
+    assert not any(differences(old | {"data.root": "data/orbits"}, old | moved).values())
 
 
 def test_checkpoints_of_older_code_are_resumed(tmp_path, whole):

@@ -21,9 +21,15 @@ from ouroboros3d.config.schema import Config
 from ouroboros3d.errors import TrainingError, UserError, one_line
 from ouroboros3d.files import OutputError
 
-# A change of these makes it another run: the saved weights would not fit, or the samples would be others.
-FIXED = ("model.", "cameras.num_views", "objective.diffusion", "objective.freeze", "train.seed", "train.optimizer")
-FREE = ("model.pretrained.", "model.conventions.")  # ... but not of these, though they begin like one above
+# Keys, or their beginnings. The first that fits counts.
+FREE = (  # change nothing in what is learnt
+    *("model.conventions.renderer", "model.conventions.decode_chunk", "model.conventions.condition_latent"),
+    *("data.val", "data.cache", "data.max_damaged", "data.workers"),
+)
+FIXED = (  # a checkpoint of other values does not load, or its state would mean something else
+    *("cameras.num_views", "objective.diffusion", "objective.freeze", "train.seed", "train.optimizer"),
+)
+DEFINING = ("model.conventions.", "model.pretrained.", "data.", "objective.")  # another training, in the same networks
 
 
 def newest_first(folder: Path) -> list[Path]:
@@ -99,7 +105,7 @@ class Checkpoints:
         reasons = []
         for folder in folders:
             try:
-                return folder, self._load(folder, global_batch)
+                return folder, self._load(folder, global_batch, named=wanted != "auto")
             except UserError:
                 raise
             except Exception as error:  # a damaged file fails in as many ways as there are formats
@@ -113,9 +119,9 @@ class Checkpoints:
             )
         return None
 
-    def _load(self, folder: Path, global_batch: int) -> dict[str, Any]:
+    def _load(self, folder: Path, global_batch: int, named: bool) -> dict[str, Any]:
         state, settings = trainer_state(folder)
-        changed = compare_runs(folder, state, settings, self.settings, global_batch)
+        changed = compare_runs(folder, state, settings, self.settings, global_batch, named)
         if not all(map(_is_whole, folder.glob("random_states_*"))):
             raise ValueError("accelerate would start from other random states without a word")
         self.accelerator.load_state(str(folder))
@@ -185,32 +191,50 @@ def trainer_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return state, flatten_keys(OmegaConf.to_container(OmegaConf.load(path))) if path.exists() else {}
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Keys of both flat configurations whose values differ, as "key old -> new": those that may not, and the others.
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:
+    """Keys of both flat configurations whose values differ, as "key old -> new", by what a change of them is: "fixed",
+    "defining" or "free".
 
     Keys that only one of them knows came or went with the code, and say nothing.
     """
-    refused, allowed = [], []
-    for key in sorted(old.keys() & new.keys()):
-        if old[key] != new[key]:
-            fixed = key.startswith(FIXED) and not key.startswith(FREE)
-            fixed |= key == "train.ema_decay" and bool(old[key]) != bool(new[key])  # there is an average, or none
-            fixed |= key == "train.mixed_precision" and "fp16" in (old[key], new[key])  # there is a scaler, or none
-            (refused if fixed else allowed).append(f"{key} {old[key]} -> {new[key]}")
-    return refused, allowed
+    found: dict[str, list[str]] = {"fixed": [], "defining": [], "free": []}
+    for key in sorted((old.keys() & new.keys()) - {"train.resume"}):
+        if old[key] != new[key] and not _same_path(key, old[key], new[key]):
+            found[_kind(key, old[key], new[key])].append(f"{key} {old[key]} -> {new[key]}")
+    return found
 
 
-def compare_runs(folder: Path, state: dict, old: dict[str, Any], new: Any, global_batch: int) -> list[str]:
+def _same_path(key: str, old: Any, new: Any) -> bool:
+    """Whether one is the other, seen from another working folder: data/orbits and /home/me/data/orbits."""
+    if not key.startswith(("data.root", "model.pretrained.")) or None in (old, new):
+        return False
+    short, long = sorted((Path(old).parts, Path(new).parts), key=len)
+    return Path(*long).is_absolute() and long[-len(short) :] == short
+
+
+def _kind(key: str, old: Any, new: Any) -> str:
+    if key.startswith(FREE):
+        return "free"
+    fixed = key.startswith(FIXED) or (key.startswith("model.") and not key.startswith(DEFINING))
+    fixed |= key == "train.ema_decay" and bool(old) != bool(new)  # there is an average, or none
+    fixed |= key == "train.mixed_precision" and "fp16" in (old, new)  # there is a scaler, or none
+    return "fixed" if fixed else "defining" if key.startswith(DEFINING) else "free"
+
+
+def compare_runs(
+    folder: Path, state: dict, old: dict[str, Any], new: Any, global_batch: int, named: bool = False
+) -> list[str]:
     """What changed since the checkpoint was made, as "key old -> new".
 
-    `state` and `old` are of `trainer_state`, `new` is the configuration now. Raises TrainingError where the
-    change makes it another run.
+    `state` and `old` are of `trainer_state`, `new` is the configuration now. Raises TrainingError where the change
+    makes it another run; a checkpoint that the user `named` may start another training of the same networks.
     """
-    refused, allowed = differences(old, flatten_keys(OmegaConf.to_container(OmegaConf.structured(new))))
-    if refused:
+    changed = differences(old, flatten_keys(OmegaConf.to_container(OmegaConf.structured(new))))
+    if refused := changed["fixed"] + (changed["defining"] if not named else []):
+        go_on = "" if changed["fixed"] else f", or go on with the changes by train.resume={folder}"
         raise TrainingError(
             f"{folder} is of another configuration: {', '.join(refused)}; set these back, choose another "
-            "train.output_dir, or start over with train.resume=never"
+            f"train.output_dir, start over with train.resume=never{go_on}"
         )
     before = state.get("global_batch", global_batch)
     if before != global_batch:
@@ -218,4 +242,4 @@ def compare_runs(folder: Path, state: dict, old: dict[str, Any], new: Any, globa
             f"{folder} was trained with {before} samples per step, and now these are {global_batch}: choose "
             f"train.batch_size and train.gradient_accumulation so that with the number of processes they make {before}"
         )
-    return allowed
+    return changed["defining"] + changed["free"]

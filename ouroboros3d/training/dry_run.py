@@ -28,7 +28,7 @@ from ouroboros3d.models.precision import without_autocast
 from ouroboros3d.models.weights import is_hub_id
 from ouroboros3d.needs import GIB, USABLE, AliveBytes, bare_models, cast_fakes, fake_models, smallest_card
 from ouroboros3d.objective import Draws, Objective
-from ouroboros3d.training.checkpoints import newest_first
+from ouroboros3d.training.checkpoints import compare_runs, newest_first, trainer_state
 from ouroboros3d.training.setup import prepare_training
 
 STRATEGIES = ("ddp", "zero2", "fsdp2")
@@ -241,7 +241,8 @@ def describe(config: Config, device_name: str | None = None) -> tuple[str, list[
     epochs = f", {train.steps * samples / objects:.1f} epochs" if objects else ""
     if 0 < objects < samples:
         problems.append(f"{samples} samples per step, and the training set has {objects}")
-    problems = list(dict.fromkeys(problems))
+    output, refused = _describe_output(config, samples)
+    problems = list(dict.fromkeys([*problems, *refused]))
     strategy = announced_strategy()
     limit = f", or {train.time_budget} of training" if train.time_budget else ""
     memory = estimate_memory(config, parameters, activation_bytes(config), strategy, processes)
@@ -261,7 +262,7 @@ def describe(config: Config, device_name: str | None = None) -> tuple[str, list[
         f"memory      {memory.total / GIB:.2f} GiB a process ({parts}), {train.mixed_precision}, estimated;"
         f" smallest card: {smallest_card(memory.total)}",
         f"data        {words}",
-        f"output      {_describe_output(config)}",
+        f"output      {output}",
         *(f"problem     {problem}" for problem in problems),
     ]
     return "\n".join(lines), problems
@@ -312,9 +313,17 @@ def _describe_data(config: Config) -> tuple[dict[str, OrbitDataset], str, list[s
     return found, f"{config.data.root}: {'; '.join(words)}", problems
 
 
-def _describe_output(config: Config) -> str:
+def _describe_output(config: Config, samples: int) -> tuple[str, list[str]]:
+    """Where the run would go on, and why it may not."""
     folder, resume = Path(config.train.output_dir), config.train.resume
     saved = newest_first(folder / "checkpoints")
     if resume == "never" or (resume == "auto" and not saved):
-        return f"{folder}: {'is there, starts over' if folder.exists() else 'is new'}"
-    return f"{folder}: resumes from {saved[0] if resume == 'auto' else resume}"
+        return f"{folder}: {'is there, starts over' if folder.exists() else 'is new'}", []
+    checkpoint, problems = saved[0] if resume == "auto" else Path(resume), []
+    try:
+        compare_runs(checkpoint, *trainer_state(checkpoint), config, samples, named=resume != "auto")
+    except UserError as error:
+        problems.append(str(error))
+    except (OSError, ValueError):  # a damaged one: the run would take the one before it
+        pass
+    return f"{folder}: resumes from {checkpoint}", problems
