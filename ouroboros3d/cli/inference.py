@@ -78,7 +78,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--html", action="store_true", help="also write <name>.html, an interactive page of every step")
     add("--up", choices=("y", "-y", "z", "-z"), help="up axis in exported files (default: the one that viewers expect)")
     add("--raw", action="store_true", help=".ply: write the release's file, not rotated, quaternions not normalised")
-    add("--save_steps", action="store_true", help="also write the pictures of every step")
+    add("--save_steps", action="store_true", help="also write the pictures and the .ply of every step")
     add("--summary", action="store_true", help="write index.html, a page of all pictures and their objects")
     add("--overwrite", action="store_true", help="make finished pictures again")
     return parser.parse_args(arguments)

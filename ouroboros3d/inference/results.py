@@ -3,7 +3,7 @@
     <name>_input.png   what the networks see of the picture
     <name>.png         the generated views, four per row
     <name>.ply ...     the object in every format that was asked for, see ouroboros3d.export
-    <name>_steps.png, <name>_steps/   with `save_steps`: every step
+    <name>_steps.png, <name>_steps/   with `save_steps`: pictures and .ply of every step
     <name>.json        picture hash, settings, seed, elevation, seconds
 
 The results of a picture appear together, when all of them are complete, or not at all.
@@ -23,8 +23,9 @@ from tqdm.auto import tqdm
 
 from ouroboros3d.errors import one_line
 from ouroboros3d.export import FORMATS, options_of
+from ouroboros3d.export.object3d import Object3D
 from ouroboros3d.files import OutputError, staged
-from ouroboros3d.gaussians import save_ply
+from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.inference.colour import ImageError
 from ouroboros3d.inference.jobs import Job, Options, Record, file_sha256, write_record
 from ouroboros3d.sampler import NumericalError, SamplerStep
@@ -60,6 +61,7 @@ def make_results(pipe: Ouroboros3DPipeline, job: Job, picture: Tensor, folder: P
     """Runs the loop on one prepared picture and writes its results to `folder`, all or none."""
     start, clock, name = time.perf_counter(), pipe.sampler.clock, job.name
     history: list[StepImages] = []
+    gaussians: list[Gaussians] = []  # of every step
     with staged(folder) as stage:
         steps_folder = stage / f"{name}_steps"
         if options.save_steps:
@@ -68,6 +70,7 @@ def make_results(pipe: Ouroboros3DPipeline, job: Job, picture: Tensor, folder: P
         def keep(_pipe: Any, _index: int, _sigma: float, kept: dict[str, SamplerStep]) -> None:
             with clock("files"):
                 history.append(_save_step(kept["step"], steps_folder).small())
+                gaussians.append(kept["step"].gaussians.to("cpu"))
 
         pipe.set_progress_bar_config(desc=name, leave=None)
         result = pipe(
@@ -78,6 +81,9 @@ def make_results(pipe: Ouroboros3DPipeline, job: Job, picture: Tensor, folder: P
             callback_on_step_end=keep if options.save_steps else None,
         )[0]
         with clock("files"):
+            for step, made in zip(history, gaussians, strict=True):
+                path = steps_folder / f"{step.index:02d}.ply"
+                Object3D(made, result.elevation).save(path, **options_of(".ply", options.export))
             if options.save_steps:
                 views = pipe.config.cameras.num_views
                 chosen = range(0, views, max(1, views // 4))[:3]
@@ -95,11 +101,10 @@ def make_results(pipe: Ouroboros3DPipeline, job: Job, picture: Tensor, folder: P
 
 
 def _save_step(step: SamplerStep, folder: Path) -> StepImages:
-    """Writes <index>_views.png, _rgb.png, _ccm.png and <index>.ply."""
+    """Writes <index>_views.png, _rgb.png and _ccm.png."""
     images = step.pictures(0)
     for kind, views in images.items():
         save_image(folder / f"{step.index:02d}_{kind}.png", view_grid(views))
-    save_ply(folder / f"{step.index:02d}.ply", step.gaussians)
     return StepImages(step.index, step.sigma, images)
 
 
