@@ -1,6 +1,6 @@
 """Measures on held-out objects how much `inference.py --candidates` gains.
 
-    python scripts/measure_candidates.py --list test.txt --out runs/candidates data.root=data/small64
+    python scripts/measure_candidates.py --list test.txt --out runs/candidates data.root=data/orbits64
 
 Samples every object with --candidates seeds at its true elevation, then with one seed at each of --elevations
 elevations. Prints the PSNR of the 3D at novel views, against the truth, of the chosen, the mean and the best candidate,
