@@ -91,6 +91,12 @@ def test_only_known_reasons_keep_a_command_from_running():
     assert sum(not reason for page in PAGES for reason, _ in blocks(page)) > 5
 
 
+def test_nothing_is_installed_by_a_name_that_is_on_no_index():
+    """The package is installed from its clone: pip install ".[app]"."""
+    for path in [*PAGES, *(ROOT / "ouroboros3d").rglob("*.py")]:
+        assert not re.search(r"install [\"']?ouroboros3d", path.read_text()), path
+
+
 MADE = {"meta.json", "train.txt", "zero_to_fp32.py"}  # what a page names as the reader's own or a library's
 NAMED = re.compile(r"`(?:python )?([\w./-]+\.(?:py|yaml|sh))(?::[^`]*)?`|\]\((?!http)([^)#]+)\)")
 

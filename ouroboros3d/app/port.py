@@ -27,4 +27,4 @@ def check_port(host: str, port: int) -> None:
 def check_gradio() -> None:
     """Raises AppError without Gradio. It must not be imported before its environment is set."""
     if find_spec("gradio") is None:
-        raise AppError('the app needs Gradio; pip install "ouroboros3d[app]", or gradio>=6.31')
+        raise AppError('the app needs Gradio; pip install ".[app]" in the clone, or "gradio>=6.31,<7"')

@@ -1,4 +1,4 @@
-"""Renders assets with Blender's path tracer Cycles, through the wheel `bpy` (`pip install "ouroboros3d[blender]"`).
+"""Renders assets with Blender's path tracer Cycles, through the wheel `bpy` (`pip install ".[blender]"` in the clone).
 
 The wheel needs one Python version (bpy 4.5: 3.11) and, on Debian and Ubuntu, the packages libx11-6 libxrender1
 libxfixes3 libxi6 libxext6 libxkbcommon0 libsm6 libice6 libgl1, though no display. World, cameras and normalisation are
@@ -41,7 +41,7 @@ def require_bpy() -> None:
     """Raises UserError where the wheel is not installed."""
     if importlib.util.find_spec("bpy") is None:
         raise UserError(
-            'the Blender backend needs the wheel bpy (4.5 is for Python 3.11): pip install "ouroboros3d[blender]",'
+            'the Blender backend needs the wheel bpy (4.5 is for Python 3.11): pip install ".[blender]" in the clone,'
             " or choose --backend light"
         )
 
