@@ -93,6 +93,7 @@ def test_the_installed_command_lists_what_there_is_and_names_what_there_is_not(t
         return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
 
     assert all(f"  {name} " in ask("--help").stdout for name in COMMANDS)
+    assert "ouroboros3d render_orbits" in ask("render_orbits", "--help").stdout  # the script's name
     wrong = ask("fly")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: fly: no such command") and not wrong.stdout
 

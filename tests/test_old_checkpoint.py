@@ -1,4 +1,4 @@
-"""A run begun before the package had its rooms goes on after: its configuration, names of weights and random state.
+"""A run begun with much older code resumes: its configuration, names of weights and random state.
 
 tests/data/old_run is what the code of commit 14cc34e left of step 2 of 4: LGM alone, of a few thousand parameters, on
 the orbits that `write_orbits` makes. NEXT is what it logged in its own steps 3 and 4.

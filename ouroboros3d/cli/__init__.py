@@ -1,7 +1,7 @@
 """The commands: one module per entry point, each with a `main(arguments)`.
 
 The scripts at the top of the repository and in scripts/ call `run`; the installed command `ouroboros3d` calls `main`,
-which has those in COMMANDS as sub-commands.
+which has those in COMMANDS as sub-commands, also under the names of their scripts.
 """
 
 from __future__ import annotations
@@ -56,11 +56,12 @@ def main() -> NoReturn:
         lines = (f"  {command:{width}}  {text}" for command, (_, text) in COMMANDS.items())
         print("usage: ouroboros3d COMMAND [arguments]    (ouroboros3d COMMAND --help)\n", *lines, sep="\n")
         sys.exit(0)
-    if name not in COMMANDS:
+    modules = {module: module for module, _ in COMMANDS.values()} | {k: module for k, (module, _) in COMMANDS.items()}
+    if name not in modules:
         print(f"error: {name}: no such command; known: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"ouroboros3d {name}", *sys.argv[2:]]
-    run(COMMANDS[name][0])
+    run(modules[name])
 
 
 def _main_of(name: str) -> Callable[[list[str]], int | None]:

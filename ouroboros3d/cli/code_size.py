@@ -1,4 +1,4 @@
-"""Prints what the code weighs: lines per room, now and at an older revision, and how the rooms import each other.
+"""Prints lines of code per folder, now and at an older revision, and the import graph.
 
     python scripts/code_size.py [--since 14cc34e]
 
@@ -36,7 +36,7 @@ def code_lines(source: str) -> int:
     return len(lines)
 
 
-def room(path: str) -> str:
+def folder_of(path: str) -> str:
     """`ouroboros3d/training` for a file of a folder there, `ouroboros3d` for one at its top, else the first folder."""
     parts = path.split("/")
     return "/".join(parts[: 2 if parts[0] == PACKAGE and len(parts) > 2 else 1]) if len(parts) > 1 else "top"
@@ -99,18 +99,18 @@ def main(arguments: list[str]) -> None:
     for revision in [options.since, None] if options.since else [None]:
         sources = dict(files(revision))
         counts = {path: code_lines(source) for path, source in sources.items()}
-        rooms: Counter[str] = Counter()
+        folders: Counter[str] = Counter()
         for path, count in counts.items():
-            rooms[room(path)] += count
+            folders[folder_of(path)] += count
         graph = graph_of(sources)
         edges, (depth, circle) = sum(map(len, graph.values())), levels(graph)
-        tables[revision or "now"] = rooms
+        tables[revision or "now"] = folders
         longest = max((p for p in sources if not p.startswith("tests/")), key=lambda p: sources[p].count("\n"))
         lines = sources[longest].count("\n")
         print(
-            f"{revision or 'now'}: {sum(rooms.values())} lines of code in {len(sources)} files, {len(graph)} modules, "
+            f"{revision or 'now'}: {folders.total()} lines of code in {len(sources)} files, {len(graph)} modules, "
             f"{edges} import edges on {depth} levels{' with a circle' if circle else ''}; longest {longest}, {lines}"
         )
-    print(f"\n{'room':24}" + "".join(f"{name[:10]:>10}" for name in tables))
+    print(f"\n{'folder':24}" + "".join(f"{name[:10]:>10}" for name in tables))
     for name in sorted(set().union(*tables.values())):
         print(f"{name:24}" + "".join(f"{table[name]:10}" for table in tables.values()))

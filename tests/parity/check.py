@@ -36,7 +36,12 @@ def main(arguments: list[str]) -> int:
         help="folder with config.json and arrays (default: the committed part)",
     )
     parser.add_argument("--only", nargs="+", choices=NAMES, help="cases of these files only (default: of all)")
-    parser.add_argument("--threads", type=int, default=1, help="more than one differ in float32 rounding")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads of torch; several change the rounding of float32 sums (default: 1)",
+    )
     args = parser.parse_args(arguments)
     if not args.fixtures.is_dir():
         raise UserError(f"{args.fixtures}: no such folder of fixtures")
