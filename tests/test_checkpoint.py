@@ -331,15 +331,19 @@ class TestWhereWeightsLie:
         load_trained(tmp_path, other)  # what export --trained calls
         assert_same(release.lgm, other.lgm)
 
-    def test_in_a_run(self, networks, release, make_models, tmp_path):
-        """export/ where there is one, else the newest checkpoint."""
+    def test_in_a_run(self, networks, release, make_models, tmp_path, caplog):
+        """export/ where there is one, with a warning of newer checkpoints; else the newest checkpoint."""
         for step in (1, 2):
             factor = 1.0 if step == 2 else 0.0
             folder = tmp_path / "checkpoints" / f"step_{step:08d}"
             write_state({k: v * factor for k, v in networks.items()}, folder / "model.safetensors")
         self.loads(tmp_path, release, make_models)
         save_checkpoint(tmp_path / "export", release)
+        assert find_checkpoint(tmp_path) == tmp_path / "export" and not caplog.messages
+        export = tmp_path / "export" / "mv_model_unet.safetensors"
+        os.utime(export, (0, 0))
         assert find_checkpoint(tmp_path) == tmp_path / "export"
+        assert f"export: older than {folder}; " in caplog.text
 
     def test_on_the_hub(self, release, make_models, tmp_path, monkeypatch):
         save_checkpoint(tmp_path, release, ".pth")

@@ -153,8 +153,19 @@ def find_checkpoint(source: str | Path) -> Path:
     steps = sorted(path.glob("checkpoints/step_*"), reverse=True)
     for folder in (path, path / "export", path / "best", *steps):
         if (folder / "model_index.json").is_file() or find_weights(folder, "mv_model_unet") or find_trained(folder):
+            _warn_of_newer(folder, steps)
             return folder
     return path
+
+
+def _warn_of_newer(export: Path, steps: Sequence[Path]) -> None:
+    """Says so where a run went on after its export, which is made at its end."""
+    weights = find_weights(export, "mv_model_unet")
+    if export.name != "export" or weights is None or not steps:
+        return
+    newest = find_trained(steps[0])
+    if newest is not None and newest.stat().st_mtime > weights.stat().st_mtime:
+        _log.warning("%s: older than %s; end the training to export anew, or name that folder", export, steps[0])
 
 
 def is_hub_id(name: str) -> bool:
