@@ -34,6 +34,7 @@ SMALLER: list[tuple[str, list[str]]] = [
         ["--train_seeds", "0", "--start", "checkpoints/small", "objective.lpips_weight=0", "objective.sigma_levels=[]"],
     ),
     (r"train\.py(?!.*first_run)", [*ORBITS, *STEP, "train.validate_every=9", *START]),
+    (r"train\.py.*good_train", ["data.train=train.txt", "data.val=val.txt"]),
     (r"first_run\.yaml", ["train.steps=1", "train.validate_every=9"]),
     (
         r"benchmark_training\.py",
