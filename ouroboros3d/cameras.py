@@ -1,4 +1,4 @@
-"""Cameras, orbits and poses. This file is the only text on conventions.
+"""Cameras, orbits and poses, and the conventions of both.
 
 - Camera axes are OpenCV's: x right, y down, z forward. `c2w` maps camera to world coordinates.
 - The canonical world is y-up with the object at the origin. The first (input) camera sits at (0, 0, r), has no

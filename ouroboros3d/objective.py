@@ -3,7 +3,7 @@
 1. Predict x0 with empty feedback. 2. Decode, reconstruct and render it: the noisy reconstruction at c_noise; also
 reconstruct the clean views. 3. With some probability, predict again with the rendered maps as feedback.
 The defaults of `ObjectiveConfig` are the release's; docs/training.md has each switch's value in paper and release.
-Shapes: B batch, V views, images in [-1, 1].
+Shapes: B batch, V views, C latent channels, images in [-1, 1].
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from ouroboros3d.timing import Stopwatch
 class Draws(Tensors):
     """Every random number of one training step, unit normals and uniforms in [0, 1), and the step itself."""
 
-    vae_images: Tensor  # [B, V, 4, h, w] posterior noise of the views
-    latents: Tensor  # [B, V, 4, h, w] diffusion noise
+    vae_images: Tensor  # [B, V, C, h, w] posterior noise of the views
+    latents: Tensor  # [B, V, C, h, w] diffusion noise
     condition_image: Tensor  # [B, 3, H, W]
-    vae_condition: Tensor  # [B, 4, h, w] posterior noise of the condition image
+    vae_condition: Tensor  # [B, C, h, w] posterior noise of the condition image
     condition_sigma: Tensor  # [B] uniform
     sigma: Tensor  # [B] uniform
     dropout: Tensor  # [B] uniform
@@ -80,12 +80,12 @@ def _mix(seed: int, index: int) -> int:
 class Inputs:
     """What both passes of a step share."""
 
-    clean: Tensor  # [B, V, 4, h, w] latents of the views
-    noisy: Tensor  # [B, V, 4, h, w] the same with noise of standard deviation sigma
+    clean: Tensor  # [B, V, C, h, w] latents of the views
+    noisy: Tensor  # [B, V, C, h, w] the same with noise of standard deviation sigma
     sigma: Tensor  # [B, 1, 1, 1, 1]
     c_noise: Tensor  # [B] ln sigma / 4
     context: Tensor  # [B, 1, D] embedding of the condition image, some dropped
-    condition: Tensor  # [B, V, 4, h, w] its latent, some dropped
+    condition: Tensor  # [B, V, C, h, w] its latent, some dropped
     time_ids: Tensor  # [B, 3]
 
 
@@ -108,7 +108,7 @@ class Objective(nn.Module):
         config: Config,
         lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        """`lpips` (metrics.make_lpips) is needed where the configuration gives it a weight."""
+        """`lpips` (models.lpips.make_lpips) is needed where the configuration gives it a weight."""
         super().__init__()
         networks = {"unet": unet, "lgm": lgm}
         self.trained = nn.ModuleDict(
@@ -229,7 +229,7 @@ class Objective(nn.Module):
         return inputs
 
     def _predict(self, inputs: Inputs, batch: OrbitBatch, maps: Feedback | None) -> tuple[Tensor, Tensor]:
-        """(v, x0), [B, V, 4, h, w]; without maps the adapters see zeros."""
+        """(v, x0), [B, V, C, h, w]; without maps the adapters see zeros."""
         sample = torch.cat([diffusion.c_in(inputs.sigma) * inputs.noisy, inputs.condition], dim=2)
         self.record("unet_input", sample)
         size = self.model.image_size

@@ -172,7 +172,7 @@ class Ouroboros3DPipeline:
         num_candidates: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        remove_background: bool = True,
+        remove_background: bool | str = True,
         border: float = 0.2,
         output_type: str = "pil",
         return_history: bool = False,
@@ -190,7 +190,7 @@ class Ouroboros3DPipeline:
             `inference.candidates`; the object is the one that its own seed, in `output[i].seed`, gives alone.
         seed: of the noise, one for all or one per picture; a picture's result does not depend on the others.
         generator: draws the seeds instead, one after the other (a list: each its picture's).
-        remove_background, border: see `inference.photo.load_condition_image`.
+        remove_background: True, False or "white"; border: see `inference.photo.load_condition_image`.
         output_type: "pil" or "pt", see Ouroboros3DOutput.
         return_history: keep every step, as the recursion player shows it (on the CPU, at most 256 pixels).
         callback_on_step_end: called as f(pipe, index, sigma, {"step": SamplerStep}) after each step of each batch;
@@ -281,7 +281,7 @@ class Ouroboros3DPipeline:
         with gpu_memory():
             yield from sampler(images.to(self.device), cameras, noise, every_step)
 
-    def prepare_image(self, picture: Picture, remove_background: bool = True, border: float = 0.2) -> Tensor:
+    def prepare_image(self, picture: Picture, remove_background: bool | str = True, border: float = 0.2) -> Tensor:
         """[3, H, W] in [-1, 1]: what the networks see of a picture. Raises ImageError."""
         size, background = self.config.model.image_size, BACKGROUNDS[self.config.data.background]
         if not isinstance(picture, Tensor):

@@ -9,7 +9,7 @@
         c     = (rgb, ccm)                            what the next step sees
         x     = euler(x, x0)
 
-Inference, validation, evaluation and the figures all use this generator. Shapes: B batch, V views.
+Inference, validation, evaluation and the figures all use this generator. Shapes: B batch, V views, C latent channels.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Noise(Tensors):
     """Unit normal draws of one sampling run."""
 
     image: Tensor  # [B, 3, H, W] added to the condition image
-    latents: Tensor  # [B, V, 4, h, w] the start
-    posterior: Tensor | None = None  # [B, 4, h, w] to sample the condition latent; None takes its mode
+    latents: Tensor  # [B, V, C, h, w] the start
+    posterior: Tensor | None = None  # [B, C, h, w] to sample the condition latent; None takes its mode
 
     @classmethod
     def draw(cls, seeds: list[int], views: int, image_size: int, latent: tuple[int, int], posterior: bool) -> Noise:
@@ -69,13 +69,13 @@ class SamplerStep:
     index: int
     total: int
     sigma: float
-    latents: Tensor  # [B, V, 4, h, w] x after the step
-    x0: Tensor  # [B, V, 4, h, w] predicted clean latents
+    latents: Tensor  # [B, V, C, h, w] x after the step
+    x0: Tensor  # [B, V, C, h, w] predicted clean latents
     views: Tensor  # [B, V, 3, H, W] decoded x0, about [-1, 1], not clamped; smaller inside a loop that decodes so
     gaussians: Gaussians
     rendering: Rendering  # at all V cameras
     feedback: Feedback  # rgb and ccm, [B, V, 3, H, W] in [0, 1]
-    v: Tensor = field(repr=False)  # [B, V, 4, h, w] the guided prediction
+    v: Tensor = field(repr=False)  # [B, V, C, h, w] the guided prediction
 
     def pictures(self, index: int) -> dict[str, Tensor]:
         """What the step shows of one object, [V, 3, H, W] in [0, 1]: "views", and the maps "rgb" and "ccm" for the
@@ -134,7 +134,7 @@ class _Condition:
     """The U-Net's constant inputs for one or two guidance halves of a batch, R = B or 2B rows."""
 
     context: Tensor  # [R, 1, D] image embedding
-    latent: Tensor  # [R, V, 4, h, w] condition latent
+    latent: Tensor  # [R, V, C, h, w] condition latent
     time_ids: Tensor  # [R, 3]
     rays: Residuals
 

@@ -153,7 +153,7 @@ def test_the_page_shows_and_links_every_object(tmp_path):
         (["--input_img", "x", "--device", "gpu"], "--device gpu: must be cpu"),
         (["--input_img", "x", "--formats", "ply", "fbx"], "fbx: not a known format"),
         (["--input_img", "x", "--elevation", "steep"], "--elevation"),
-        (["--input_img", "x", "--candidates", "0"], "0 does not lie in 1 .. 64"),
+        (["--input_img", "x", "--candidates", "0"], "0 must be 1 to 64"),
         (["--input_img", "x", "--steps", "0"], "sampler.steps = 0"),
         (["--input_img", "x", "sampler.stepz=1"], "stepz"),
         (["--help"], ""),

@@ -1,7 +1,7 @@
 """Trains and evaluates the rows of the paper's ablation tables, and prints them beside the paper's numbers.
 
     python scripts/ablate.py --base configs/small/joint.yaml --steps 2000 --out runs/ablation [key=value ...]
-    python scripts/ablate.py --base configs/mv/svd_lgm_rgb_ccm_lvis.yaml --launcher "torchrun --nproc_per_node=8" \
+    python scripts/ablate.py --base configs/mv/svd_lgm_rgb_ccm_lvis.yaml --launcher "torchrun --nproc_per_node=8" \\
         --steps 30000 --out runs/ablation_full
 
 Every row is a file of configs/ablations/ over the base. Rows are trained from the same start, on the same samples in
@@ -28,9 +28,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = ConfigParser(__doc__, "configs/small/joint.yaml", "--base")
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/ablation"), help="folder (default: %(default)s)")
-    add("--rows", nargs="+", default=["feedback", "schedule"], help="any of " + ", ".join([*TABLES, *ROWS]))
-    add("--steps", type=int, help="training steps per row (equal samples)")
-    add("--budget", help="training time per row, e.g. 10m (equal time)")
+    rows = f"tables ({', '.join(TABLES)}) or single rows ({', '.join(ROWS)}) (default: feedback schedule)"
+    add("--rows", nargs="+", default=["feedback", "schedule"], help=rows)
+    add("--steps", type=int, help="training steps per row, at least 1; this or --budget")
+    add("--budget", help="training time per row, such as 30s, 10m or 2h; this or --steps")
     add("--start", type=Path, help="checkpoint folder that all rows start from (default: the base's)")
     add("--train_seeds", type=int, nargs="+", default=[0], help="training seeds; one training per seed (default: 0)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="sampling seeds (default: 0 1 2)")

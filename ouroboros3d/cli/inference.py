@@ -53,12 +53,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="FOLDER",
         help="folder for the results (default: %(default)s)",
     )
-    add("--elevation", type=elevation, help="degrees the camera looks down, or auto (default: the config's, 0)")
+    looks = "degrees the camera looks down, between -90 and 90, or auto to try four (default: the config's, 0)"
+    add("--elevation", type=elevation, help=looks)
     seed = "seed of the noise, at least 0 (default: the config's, 0)"
     add("--seed", dest="sampler.seed", type=int, metavar="SEED", help=seed)
     steps = "denoising steps, at least 1 (default: the config's, 3 of the small model)"
     add("--steps", "--num_inference_steps", dest="sampler.steps", type=int, metavar="N", help=steps)
-    candidates = "number of seeds to try; only the best is finished (default: %(default)s)"
+    candidates = "number of seeds to try, 1 to 64; only the best is finished (default: %(default)s)"
     add("--candidates", type=count, default=1, metavar="N", help=candidates)
     presets = ("exact", "fast", "draft")
     add(
@@ -71,7 +72,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     how.add_argument("--no_remove_bg", action="store_true", help="do not cut opaque pictures out")
     white = "for product photos: remove the white background"
     how.add_argument("--white_background", action="store_true", help=white)
-    margin = "empty margin around the object, as a share of the picture from 0 to 1 (default: %(default)s)"
+    margin = "empty margin around the object, as a share of the picture, at least 0 and below 1 (default: %(default)s)"
     add("--border", type=border, default=0.2, help=margin)
     formats = f"any of {', '.join(FORMATS)} (default: {' '.join(DEFAULT_FORMATS)})"
     add("--formats", nargs="+", default=list(DEFAULT_FORMATS), metavar="FORMAT", help=formats)
@@ -87,14 +88,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def border(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} does not lie in 0 .. 1")
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0 and below 1")
     return value
 
 
 def count(text: str) -> int:
     value = int(text)
     if not 1 <= value <= 64:
-        raise argparse.ArgumentTypeError(f"{text} does not lie in 1 .. 64")
+        raise argparse.ArgumentTypeError(f"{text} must be 1 to 64")
     return value
 
 

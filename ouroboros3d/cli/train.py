@@ -21,9 +21,13 @@ from ouroboros3d.files import check_writable_dir
 
 def main(arguments: list[str]) -> int:
     parser = ConfigParser(__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if available")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="cpu or cuda (default: cuda if available)")
     parser.add_argument("--dry_run", action="store_true", help="print the plan of the run; train and write nothing")
-    parser.add_argument("--resume", dest="train.resume", metavar="auto|never|FOLDER", help="as train.resume=")
+    resume = (
+        "auto: continue from the newest checkpoint in train.output_dir; never: start over; a folder: continue from "
+        "that checkpoint (default: the config's, auto)"
+    )
+    parser.add_argument("--resume", dest="train.resume", metavar="auto|never|FOLDER", help=resume)
     options = parser.parse_args(arguments)
     config = load_config(options.config, options.overrides)
     if not options.dry_run:

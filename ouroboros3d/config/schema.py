@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ouroboros3d.camera_defaults import DISTANCE, FOV, TURNTABLE_DISTANCE, TURNTABLE_FOV
 
-# Of the pictures, in [0, 1]; "random" draws one per training example, and is white where one colour must do.
+# Background colours, rgb in [0, 1]. "random" draws one per training example; elsewhere it is white.
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5), "random": (1.0, 1.0, 1.0)}
 
 ATTENTION_ROWS = 65_535  # that CUDA's attention kernels take at once, their grid's limit
@@ -211,7 +211,8 @@ class SamplerConfig:
     feedback_from: int = _number(0, ge=0)  # first step that receives feedback (the paper's schedule table)
     feedback_to: int | None = _number(None, ge=0)  # first step that no longer does
     feedback_every: int = _number(1, ge=1)  # feed back after every n-th step only
-    feedback_of: Literal["own", "another", "truth"] = "own"  # controls: the next object's of the batch; the true views'
+    # whose maps are fed back: the object's own; as controls, the next object's of the batch or those of the true views
+    feedback_of: Literal["own", "another", "truth"] = "own"
     feedback_sigma: list[float] | None = _number(None, ge=0)  # [low, high] noise levels that receive it; null: all
     guidance_sigma: list[float] | None = _number(None, ge=0)  # [low, high] noise levels that are guided; null: all
     last_sigma: float = _number(0.0, ge=0)  # the loop ends with the first step at or below it
@@ -255,15 +256,15 @@ class TurntableConfig:
 class DataConfig:
     # a folder of orbits, or of the shards that scripts/make_shards.py makes of one; or their address or pattern
     root: str = "data/orbits"
-    train: str = "train.txt"
-    val: str = "val.txt"
+    train: str = "train.txt"  # list of ids, relative to root
+    val: str = "val.txt"  # the same; no object of train
     background: Literal["white", "black", "grey", "random"] = "white"  # random: one per training example
-    mirror: bool = False
-    color_jitter: float = _number(0.0, ge=0, le=1)
-    cache: Literal["none", "memory", "disk"] = "none"  # of decoded views at image_size
-    cache_dir: str | None = None  # for the disk's; null is <root>/.cache
+    mirror: bool = False  # in training, mirror half of the orbits left to right
+    color_jitter: float = _number(0.0, ge=0, le=1)  # hue turns, and brightness changes, by up to this share
+    cache: Literal["none", "memory", "disk"] = "none"  # where decoded views at image_size are kept
+    cache_dir: str | None = None  # of cache=disk (null: <root>/.cache) and of remote data (null: ~/.cache/ouroboros3d)
     max_damaged: float = _number(0.01, ge=0, le=0.5)  # share of the training list that neighbours may replace
-    workers: int = _number(4, ge=0)
+    workers: int = _number(4, ge=0)  # processes that load data, per training process
     depth: bool = False  # read depth.npz (for objective.position_weight)
 
 
@@ -317,35 +318,35 @@ class ObjectiveConfig:
 
 @dataclass
 class TrainConfig:
-    output_dir: str = "runs/train"
+    output_dir: str = "runs/train"  # one run per folder; the same command resumes it
     seed: int = _number(0, ge=0, lt=2**32)  # numpy takes no larger one
-    steps: int = _number(40000, ge=1)
+    steps: int = _number(40000, ge=1)  # optimiser steps
     batch_size: int = _number(4, ge=1)  # per process
-    gradient_accumulation: int = _number(1, ge=1)
+    gradient_accumulation: int = _number(1, ge=1)  # batches per optimiser step
     learning_rate: float = _number(1e-5, gt=0)
-    warmup_steps: int = _number(0, ge=0)
+    warmup_steps: int = _number(0, ge=0)  # steps over which the learning rate rises from 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up; the last two end at 0
     optimizer: Literal["adamw", "adamw_fused", "adamw_8bit", "muon"] = "adamw"  # docs/training.md
     weight_decay: float = _number(0.01, ge=0)
-    betas: list[float] = _list(0.9, 0.999, length=2, ge=0, lt=1)
-    clip_norm: float = _number(1.0, gt=0)
+    betas: list[float] = _list(0.9, 0.999, length=2, ge=0, lt=1)  # of AdamW
+    clip_norm: float = _number(1.0, gt=0)  # largest norm of the gradient
     mixed_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # less memory, about 1.3 times the time
     compile: bool = False  # torch.compile of the trained networks; without accumulation by CUDA graphs on CUDA
     freeze_unread: bool = False  # leave out what attention to one token never reads: no weight decay on it, and faster
     cache_encodings: float = _number(0.0, ge=0)  # GiB of the VAE's and image encoder's results kept per process
     tf32: bool = False  # float32 products and convolutions on CUDA may round to TF32; the release trains so
-    ema_decay: float = _number(0.0, ge=0, lt=1)  # 0 keeps none
+    ema_decay: float = _number(0.0, ge=0, lt=1)  # of the averaged weights, which are exported; 0 keeps none
     resume: str = "auto"  # auto | never | a checkpoint folder
-    save_every: int = _number(1000, ge=1)
+    save_every: int = _number(1000, ge=1)  # steps between checkpoints
     keep: int = _number(2, ge=1)  # newest checkpoints that stay, beside the best
-    validate_every: int = _number(1000, ge=1)
-    validate_objects: int = _number(4, ge=1)
+    validate_every: int = _number(1000, ge=1)  # steps
+    validate_objects: int = _number(4, ge=1)  # spread evenly over data.val
     best_metric: list[str] = _list("render_psnr", "lgm_unseen_psnr")  # by the first that validation has; [] keeps none
     best_direction: Literal["max", "min"] = "max"
     spike_factor: float = 20.0  # stop when the loss exceeds this many times its recent median ...
     spike_steps: int = _number(3, ge=1)  # ... for so many steps running; a factor of 0 never stops
-    log_every: int = _number(20, ge=1)
+    log_every: int = _number(20, ge=1)  # steps
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     time_budget: str = ""  # e.g. "90m": save and stop after this long (a cosine ends then); empty is unlimited
 

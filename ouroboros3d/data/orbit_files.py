@@ -99,7 +99,9 @@ def read_ids(path: Path) -> list[str]:
         raise DataError(f"{path}: cannot be read ({one_line(error)}); {hint}") from error
     counts = Counter(filter(None, lines))
     if not counts:
-        raise DataError(f"{path}: the list is empty; {hint}")
+        raise DataError(
+            f"{path}: the list is empty; name another by data.train or data.val, or add ids of data.root, one per line"
+        )
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
         _log.warning(

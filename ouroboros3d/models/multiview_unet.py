@@ -1,6 +1,6 @@
 """The multi-view diffusion U-Net: SVD's own, with camera rays and feedback features added to its blocks (Sec. 3).
 
-Shapes: B batch, V views, C = 4 + 4 latent channels in, h = w latent pixels.
+Shapes: B batch, V views, C latent channels (2C in: noisy and condition), h = w latent pixels.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class MultiViewUNet(nn.Module):
         feedback: Residuals,
         conditional_half: bool = False,
     ) -> Tensor:
-        """v-prediction [B, V, 4, h, w].
+        """v-prediction [B, V, C, h, w].
 
         sample [B, V, C, h, w]: c_in * x and the condition latent on channels. c_noise: scalar or [B].
         context [B, 1, D]: the image embedding. time_ids [B, 3]: fps - 1, motion bucket, noise augmentation.

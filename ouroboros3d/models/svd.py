@@ -1,6 +1,6 @@
 """SVD's frozen parts: the VAE with its temporal decoder and the CLIP image encoder (Sec. 3.1).
 
-Shapes: B batch, V views; images in [-1, 1]; latents h = H / 8 at full size.
+Shapes: B batch, V views, C latent channels; images in [-1, 1]; latents h = H / 8 at full size.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ class SVDParts(nn.Module):
         return self.image_encoder(image.to(self.image_encoder.dtype)).image_embeds[:, None]
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """[B, 3, H, W] -> unscaled latents [B, 4, h, w]: the posterior's mode, or a sample of it with the unit
+        """[B, 3, H, W] -> unscaled latents [B, C, h, w]: the posterior's mode, or a sample of it with the unit
         normal `noise` (quirk 13)."""
         mean, std = self.moments(images).unbind(1)
         return mean if noise is None else mean + std * noise
 
     def moments(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> mean and standard deviation of the posterior, [B, 2, 4, h, w], unscaled."""
+        """[B, 3, H, W] -> mean and standard deviation of the posterior, [B, 2, C, h, w], unscaled."""
         with without_autocast(images.device) if self.vae.config.force_upcast else contextlib.nullcontext():
             posterior = self.vae.encode(images.to(self.vae.encoder.conv_in.weight.dtype)).latent_dist
         return torch.stack([posterior.mean, posterior.std], dim=1)
@@ -86,7 +86,7 @@ class SVDParts(nn.Module):
         return latents * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [B, V, 4, h, w] -> images [B, V, 3, H, W], about [-1, 1], not clamped.
+        """Scaled latents [B, V, C, h, w] -> images [B, V, 3, H, W], about [-1, 1], not clamped.
 
         The decoder mixes neighbouring frames. The release decodes 14 at a time over the flattened batch, which
         mixes samples when B > 1 (quirk 14); `decode_chunk = 0` decodes sample by sample.
