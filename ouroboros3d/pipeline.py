@@ -43,7 +43,7 @@ from ouroboros3d.export.object3d import Object3D, Step3D, step3d
 from ouroboros3d.export.output import Ouroboros3DOutput
 from ouroboros3d.files import config_beside, locate
 from ouroboros3d.gaussians import Gaussians
-from ouroboros3d.inference.candidates import SHARE, Candidate, candidates, elevation_grid, scored
+from ouroboros3d.inference.candidates import SHARE, Candidate, candidates, elevation_grid, score, step_at
 from ouroboros3d.inference.photo import load_condition_image
 from ouroboros3d.interfaces import Renderer, Rendering
 from ouroboros3d.models.weights import find_checkpoint
@@ -208,13 +208,17 @@ class Ouroboros3DPipeline:
             raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
         config = self.configured(num_inference_steps, guidance_scale, elevations)
         pictures = [self.prepare_image(picture, remove_background, border) for picture in images]
+        best: list[Candidate] = []
         if auto or num_candidates > 1:
             starts = zip(pictures, seeds, elevations, strict=True)
             best = [self.choose(p, s, "auto" if auto else e, num_candidates, config) for p, s, e in starts]
             seeds, elevations = [c.seed for c in best], [c.elevation for c in best]
         self._warn_of(elevations)
-        objects: list[Object3D] = []
         every_step = return_history or callback_on_step_end is not None
+        finished = [c.result for c in best if c.result is not None]
+        if finished and not every_step:
+            return Ouroboros3DOutput(finished, output_type)
+        objects: list[Object3D] = []
         size = self.batch_size(len(images))
         for start in range(0, len(images), size):
             part = slice(start, start + size)
@@ -255,11 +259,15 @@ class Ouroboros3DPipeline:
         size = self.batch_size(len(starts))
         for part in (starts[i : i + size] for i in range(0, len(starts), size)):
             images = picture.expand(len(part), -1, -1, -1)
-            steps = self.steps(images, [c.seed for c in part], self.cameras([c.elevation for c in part]), config)
+            cameras = self.cameras([c.elevation for c in part])
+            steps = self.steps(images, [c.seed for c in part], cameras, config)
             if after_step is not None:
                 steps = _called_after(steps, after_step)
-            scores = scored(steps, images, stop).tolist()
-            found += [replace(c, score=s) for c, s in zip(part, scores, strict=True)]
+            step = step_at(steps, stop)
+            for i, (c, s) in enumerate(zip(part, score(step, images).tolist(), strict=True)):
+                ended = step.index == step.total - 1
+                result = self.object3d(step, i, cameras, picture, c.elevation, (), c.seed) if ended else None
+                found.append(replace(c, score=s, result=result))
         return max(found, key=lambda c: c.score)
 
     def steps(

@@ -80,6 +80,22 @@ def test_the_chosen_object_is_that_of_its_seed(pipe, picture):
     assert torch.allclose(output[0].gaussians.means, alone.gaussians.means, atol=1e-4)
 
 
+def test_a_candidate_that_ran_the_whole_loop_is_not_sampled_again(pipe, picture, monkeypatch):
+    """3 of 3 steps are run for the choice, 4 of 5 are not all; a history needs the steps again."""
+    sampled = []
+    steps = Ouroboros3DPipeline.steps
+    monkeypatch.setattr(
+        Ouroboros3DPipeline,
+        "steps",
+        lambda self, x, seeds, *rest: sampled.append(len(seeds)) or steps(self, x, seeds, *rest),
+    )
+    output = pipe(picture, seed=5, num_candidates=3)
+    assert sampled == [3] and torch.allclose(output[0].image, picture * 0.5 + 0.5)
+    pipe(picture, seed=5, num_candidates=3, return_history=True)
+    pipe(picture, seed=5, num_candidates=3, num_inference_steps=5)
+    assert sampled == [3, 3, 1, 3, 1]
+
+
 def test_an_elevation_is_looked_for_in_the_trained_range(pipe, picture):
     output = pipe(picture, seed=5, elevation="auto")
     assert output[0].elevation in elevation_grid(-5, 30)

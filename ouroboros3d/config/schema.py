@@ -260,7 +260,9 @@ class DataConfig:
     val: str = "val.txt"  # the same; no object of train
     background: Literal["white", "black", "grey", "random"] = "white"  # random: one per training example
     mirror: bool = False  # in training, mirror half of the orbits left to right
-    color_jitter: float = _number(0.0, ge=0, le=1)  # hue turns, and brightness changes, by up to this share
+    color_jitter: float = _number(
+        0.0, ge=0, le=1
+    )  # hue turns by up to this share of 180 degrees, brightness by up to 2^this
     cache: Literal["none", "memory", "disk"] = "none"  # where decoded views at image_size are kept
     cache_dir: str | None = None  # of cache=disk (null: <root>/.cache) and of remote data (null: ~/.cache/ouroboros3d)
     max_damaged: float = _number(0.01, ge=0, le=0.5)  # share of the training list that neighbours may replace

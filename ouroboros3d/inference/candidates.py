@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ouroboros3d.export.object3d import Object3D
 from ouroboros3d.sampler import SamplerStep
 
 ELEVATIONS = 4  # of `--elevation auto`, spread evenly over the range the model was trained on
@@ -30,6 +31,7 @@ class Candidate:
     seed: int
     elevation: float  # degrees
     score: float = float("nan")  # dB, larger is better
+    result: Object3D | None = None  # where the candidates ran the whole loop
 
 
 def candidates(seed: int, elevations: Sequence[float], count: int) -> list[Candidate]:
@@ -64,8 +66,12 @@ def score(step: SamplerStep, images: Tensor) -> Tensor:
 
 def scored(steps: Iterable[SamplerStep], images: Tensor, stop: int) -> Tensor:
     """Runs `stop` steps of the loop, or all of a shorter one, and returns the scores [B] there."""
-    step = collections.deque(itertools.islice(steps, stop), maxlen=1).pop()
-    return score(step, images)
+    return score(step_at(steps, stop), images)
+
+
+def step_at(steps: Iterable[SamplerStep], stop: int) -> SamplerStep:
+    """Runs `stop` steps of the loop, or all of a shorter one, and returns the last of these."""
+    return collections.deque(itertools.islice(steps, stop), maxlen=1).pop()
 
 
 def _psnr(a: Tensor, b: Tensor) -> Tensor:
