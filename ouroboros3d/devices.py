@@ -20,7 +20,8 @@ OUT_OF_MEMORY = (
     "model.conventions.decode_chunk=2 decodes fewer frames at once, --dtype fp16 needs half of float32's, --device cpu "
     "none"
 )
-DTYPE_NAMES = ("float32", "bf16", "fp16")  # of the networks, as --dtype takes them
+DTYPE_NAMES = ("float32", "bf16", "fp16")  # as --dtype takes them
+SYNONYMS = {"fp32": "float32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 class DeviceError(UserError, RuntimeError):
@@ -32,6 +33,11 @@ def check_device_name(name: str) -> str:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise DeviceError(f"--device {name}: must be cpu, cuda, cuda:<number> or mps")
     return name
+
+
+def dtype_name(name: str) -> str:
+    """The name in DTYPE_NAMES of a precision, by whatever name it goes elsewhere; others stay as they are."""
+    return SYNONYMS.get(name, name)
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:

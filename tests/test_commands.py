@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ouroboros3d.cli import COMMANDS, call, load
-from ouroboros3d.cli.options import Parser
+from ouroboros3d.cli.options import ConfigParser, Parser
 from ouroboros3d.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -142,6 +142,18 @@ def test_the_help_of_a_command_without_a_configuration_needs_no_package(name):
     code = f"import sys; {hidden}; from ouroboros3d.cli import load; load({name!r}).main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [("fp32", "float32"), ("bfloat16", "bf16"), ("float16", "fp16"), ("fp16", "fp16")]
+)
+def test_a_precision_answers_to_all_its_names(given, name):
+    parser = ConfigParser("", "configs/small.yaml")
+    parser.add_dtype("precision")
+    assert parser.parse_args(["--dtype", given]).dtype == name
+    assert not [
+        p for p in (ROOT / "ouroboros3d" / "cli").glob("*.py") if p.stem != "options" and '"--dtype"' in p.read_text()
+    ]
 
 
 @pytest.mark.parametrize("script", DOORS, ids=lambda path: path.stem)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ouroboros3d.cli.options import ConfigParser, say_loading
 from ouroboros3d.config.loading import load_config, parse_duration
-from ouroboros3d.devices import DTYPE_NAMES, check_device_name
+from ouroboros3d.devices import check_device_name
 from ouroboros3d.errors import UserError
 from ouroboros3d.evaluation.ablation_rows import ROWS, TABLES
 
@@ -38,7 +38,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--list", default="test.txt", help="list of orbits to evaluate, in data.root (default: %(default)s)")
     add("--objects", type=int, default=0, help="number of objects to evaluate (default: all)")
     add("--batch", type=int, default=4, help="orbits per evaluation batch (default: %(default)s)")
-    add("--dtype", choices=DTYPE_NAMES, default="float32", help="precision of evaluation (default: %(default)s)")
+    parser.add_dtype("precision of evaluation (default: %(default)s)", "float32")
     add("--launcher", default="", help='launcher, e.g. "torchrun --nproc_per_node=8" (default: python)')
     add("--device", type=check_device_name, help="cpu or cuda (default: cuda if available)")
     add("--report", action="store_true", help="only make the tables, from finished rows")

@@ -1,7 +1,7 @@
 """Writes a model in the layout of diffusers or of the release (two files).
 
     python scripts/export.py --config configs/small.yaml --out outputs/small
-    python scripts/export.py --config configs/baseline.yaml --ckpt runs/x/export --out x --dtype float16
+    python scripts/export.py --config configs/baseline.yaml --ckpt runs/x/export --out x --dtype fp16
     python scripts/export.py --config runs/x/config.yaml --out x \\
       --trained runs/x/checkpoints/step_00001000/pytorch_model_fsdp.bin
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from ouroboros3d.cli.options import ConfigParser, say_loading
 from ouroboros3d.config.loading import load_config
+from ouroboros3d.devices import inference_dtype
 from ouroboros3d.files import check_writable_dir
 
 
@@ -25,12 +26,7 @@ def main(arguments: list[str]) -> None:
     add("--out", metavar="FOLDER", required=True, help="output folder")
     add("--layout", choices=("diffusers", "release"), default="diffusers", help="(default: %(default)s)")
     add("--trained", metavar="PATH", help="training checkpoint: its folder or its file of weights")
-    add(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        default="float32",
-        help="of the files (default: %(default)s)",
-    )
+    parser.add_dtype("of the files (default: %(default)s)", "float32")
     options = parser.parse_args(arguments)
     config = load_config(options.config, options.overrides)
     check_writable_dir(options.out)
@@ -44,5 +40,7 @@ def main(arguments: list[str]) -> None:
     if options.trained is not None:
         load_trained(options.trained, models)
     own_parts = config.model.pretrained.svd is None
-    save_models(options.out, models, config, options.layout, own_parts, getattr(torch, options.dtype))
+    save_models(
+        options.out, models, config, options.layout, own_parts, inference_dtype(options.dtype, torch.device("cpu"))
+    )
     print(f"wrote {options.out}")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ouroboros3d.devices import DTYPE_NAMES, check_device_name
+from ouroboros3d.devices import DTYPE_NAMES, check_device_name, dtype_name
 from ouroboros3d.files import config_beside, locate
 
 SMALL_CONFIG = "configs/small.yaml"  # looked up in the repository or the package, see files.locate
@@ -75,7 +75,10 @@ class ConfigParser(Parser):
         known = "cpu, cuda, cuda:<number> or mps (default: cuda if available, else cpu)"
         self.add_argument("--device", type=check_device_name, help=known)
         if dtype is not None:
-            self.add_argument("--dtype", choices=DTYPE_NAMES, help=f"precision of the networks (default: {dtype})")
+            self.add_dtype(f"precision of the networks (default: {dtype})")
+
+    def add_dtype(self, help: str, default: str | None = None) -> None:
+        self.add_argument("--dtype", type=dtype_name, choices=DTYPE_NAMES, default=default, help=help)
 
     def parse_args(self, args: Sequence[str]) -> argparse.Namespace:
         """The options, and in `overrides` the key=value arguments, behind them those that options stand for: whose
