@@ -260,9 +260,8 @@ class DataConfig:
     val: str = "val.txt"  # the same; no object of train
     background: Literal["white", "black", "grey", "random"] = "white"  # random: one per training example
     mirror: bool = False  # in training, mirror half of the orbits left to right
-    color_jitter: float = _number(
-        0.0, ge=0, le=1
-    )  # hue turns by up to this share of 180 degrees, brightness by up to 2^this
+    # hue turns by up to this share of 180 degrees, brightness changes by up to 2^this
+    color_jitter: float = _number(0.0, ge=0, le=1)
     cache: Literal["none", "memory", "disk"] = "none"  # where decoded views at image_size are kept
     cache_dir: str | None = None  # of cache=disk (null: <root>/.cache) and of remote data (null: ~/.cache/ouroboros3d)
     max_damaged: float = _number(0.01, ge=0, le=0.5)  # share of the training list that neighbours may replace
@@ -333,7 +332,7 @@ class TrainConfig:
     betas: list[float] = _list(0.9, 0.999, length=2, ge=0, lt=1)  # of AdamW
     clip_norm: float = _number(1.0, gt=0)  # largest norm of the gradient
     mixed_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    gradient_checkpointing: bool = False  # less memory, about 1.3 times the time
+    gradient_checkpointing: bool = False  # less memory, more time
     compile: bool = False  # torch.compile of the trained networks; without accumulation by CUDA graphs on CUDA
     freeze_unread: bool = False  # leave out what attention to one token never reads: no weight decay on it, and faster
     cache_encodings: float = _number(0.0, ge=0)  # GiB of the VAE's and image encoder's results kept per process
