@@ -88,7 +88,8 @@ def dropout_masks(uniform: Tensor, rate: float) -> tuple[Tensor, Tensor]:
 
 
 def euler_schedule(config: SchedulerConfig, steps: int, device: torch.device | str = "cpu") -> EulerDiscreteScheduler:
-    """SVD's sampler: Euler on Karras sigmas (EDM eq. 5), continuous timesteps ln(sigma) / 4, v-prediction.
+    """SVD's sampler: Euler on Karras sigmas (EDM eq. 5) or a geometric series, continuous timesteps ln(sigma) / 4,
+    v-prediction.
 
     One scheduler serves one sampling run: diffusers' keeps the step index inside.
     """
@@ -101,7 +102,8 @@ def euler_schedule(config: SchedulerConfig, steps: int, device: torch.device | s
         timestep_type="continuous",
         timestep_spacing="leading",
         steps_offset=1,
-        use_karras_sigmas=True,
+        use_karras_sigmas=config.spacing == "karras",
+        use_exponential_sigmas=config.spacing == "exponential",
         sigma_min=config.sigma_min,
         sigma_max=config.sigma_max,
     )

@@ -122,6 +122,12 @@ class TestSchedule:
         torch.testing.assert_close(schedule.timesteps.double(), expected.log() / 4, rtol=1e-5, atol=1e-6)
         assert float(schedule.init_noise_sigma) == pytest.approx(math.sqrt(high**2 + 1), rel=1e-6)
 
+    def test_exponential_sigmas_are_a_geometric_series(self):
+        schedule = diffusion.euler_schedule(SchedulerConfig(0.002, 80.0, "exponential"), 3)
+        expected = torch.tensor([80.0, math.sqrt(80 * 0.002), 0.002, 0.0])
+        torch.testing.assert_close(schedule.sigmas, expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(schedule.timesteps, expected[:-1].log() / 4, rtol=1e-5, atol=1e-6)
+
     def test_a_step_is_eulers_with_our_preconditioning(self):
         schedule = diffusion.euler_schedule(SchedulerConfig(), 5)
         g = torch.Generator().manual_seed(0)

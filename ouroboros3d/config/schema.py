@@ -195,6 +195,7 @@ class ModelConfig:
 class SchedulerConfig:
     sigma_min: float = _number(0.002, gt=0)
     sigma_max: float = 700.0
+    spacing: Literal["karras", "exponential"] = "karras"  # exponential: even steps of ln sigma, so more low levels
 
 
 @dataclass
