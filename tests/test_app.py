@@ -138,6 +138,17 @@ def test_cancelling_ends_the_choice_among_candidates_after_a_step(worker, toy, m
     assert len(ran) == 1 and worker.thread.submit(int).result(timeout=10) == 0
 
 
+def test_closing_ends_every_loop_after_its_step(worker, toy, monkeypatch):
+    unet, ran = type(worker.pipeline.sampler.unet), []
+    forward = unet.forward
+    own = Worker(worker.pipeline, worker.folder)
+    monkeypatch.setattr(unet, "forward", lambda *a, **k: (ran.append(1), own.closed.set(), forward(*a, **k))[2])
+    picture = own.prepare(toy, Framing())
+    assert list(own.run(picture, Settings(steps=3, candidates=2), threading.Event())) == [] and len(ran) == 1
+    own.close()
+    assert list(own.run(picture, Settings(steps=3), threading.Event())) == [] and len(ran) == 1
+
+
 def test_all_users_share_one_thread(worker, toy, monkeypatch):
     """CUDA graphs belong to the thread that recorded them, and Gradio calls from many."""
     seen = set()

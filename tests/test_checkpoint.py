@@ -343,7 +343,7 @@ class TestWhereWeightsLie:
         export = tmp_path / "export" / "mv_model_unet.safetensors"
         os.utime(export, (0, 0))
         assert find_checkpoint(tmp_path) == tmp_path / "export"
-        assert f"export: older than {folder}; " in caplog.text
+        assert f"export: older than {folder} by the files' times; " in caplog.text
 
     def test_on_the_hub(self, release, make_models, tmp_path, monkeypatch):
         save_checkpoint(tmp_path, release, ".pth")

@@ -165,6 +165,10 @@ class TestDryRun:
         assert status == 2 and f"resumes from {checkpoint}" in text
         assert "another configuration: objective.image_loss huber -> l1;" in error and error.count("\n") == 1
         assert self.run(setting, capsys, out, f"train.resume={checkpoint}")[0] == 0
+        for damaged in ("[]", "objective: {image_loss"):  # the run would take the checkpoint before it
+            (checkpoint / "trainer.json").write_text("[]")
+            (checkpoint / "config.yaml").write_text(damaged)
+            assert self.run(setting, capsys, out)[0] == 0
 
     def test_it_asks_for_the_device_of_the_run(self, setting, capsys, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -9,7 +9,7 @@ import torch
 
 from ouroboros3d import devices
 from ouroboros3d.build import build_models, build_sampler
-from ouroboros3d.config.loading import load_config, save_model_config
+from ouroboros3d.config.loading import load_config, save_config, save_model_config
 from ouroboros3d.config.schema import SamplerConfig
 from ouroboros3d.devices import inference_dtype
 from ouroboros3d.errors import ConfigError
@@ -62,6 +62,14 @@ class TestLayers:
         fast = load_config(tmp_path / "config.yaml", ["sampler.preset=fast"]).sampler
         assert fast == load_config("configs/small.yaml", ["sampler.preset=fast"]).sampler
         assert (fast.feedback_every, fast.steps) == (2, config.sampler.steps)
+
+    def test_it_reaches_the_configuration_of_a_run(self, tmp_path):
+        """In which every key is written out."""
+        config = load_config("configs/small/joint.yaml", ["sampler.dtype=bf16"])
+        save_config(config, tmp_path / "config.yaml")
+        assert load_config(tmp_path / "config.yaml") == config
+        fast = load_config(tmp_path / "config.yaml", ["sampler.preset=fast"]).sampler
+        assert (fast.feedback_every, fast.steps, fast.dtype) == (2, config.sampler.steps, "bf16")
 
     @pytest.mark.parametrize(
         ("override", "message"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -72,6 +73,21 @@ class Worker:
     def __init__(self, pipeline: Ouroboros3DPipeline, folder: Path) -> None:
         self.pipeline, self.folder = pipeline, folder
         self.thread = ThreadPoolExecutor(max_workers=1)
+        self.closed = threading.Event()
+
+    def close(self) -> None:
+        """Ends every user's loop after its step; nothing new begins."""
+        self.closed.set()
+        self.thread.shutdown(cancel_futures=True)
+
+    def _do(self, work: Callable[[], Any]) -> Any:
+        """Its result, made in the one thread. Raises _Cancelled after `close`."""
+        try:
+            return self.thread.submit(work).result()
+        except (CancelledError, RuntimeError):
+            if self.closed.is_set():
+                raise _Cancelled from None
+            raise
 
     def prepare(self, path: str, framing: Framing) -> Prepared:
         """The picture as the networks will see it. Raises ImageError."""
@@ -99,12 +115,12 @@ class Worker:
         if settings.candidates > 1:
 
             def go_on() -> None:
-                if cancelled.is_set():
+                if cancelled.is_set() or self.closed.is_set():
                     raise _Cancelled
 
             start = settings.seed, settings.elevation, settings.candidates
             try:
-                best = self.thread.submit(pipeline.choose, picture.image, *start, config, after_step=go_on).result()
+                best = self._do(partial(pipeline.choose, picture.image, *start, config, after_step=go_on))
             except _Cancelled:
                 return
             settings = replace(settings, seed=best.seed)
@@ -112,7 +128,10 @@ class Worker:
         steps = pipeline.steps(picture.image[None], [settings.seed], cameras, config)
         history: list[Step3D] = []
         while not history or len(history) < history[-1].total:  # a preset may take fewer steps
-            step = self.thread.submit(lambda: None if cancelled.is_set() else next(steps)).result()
+            try:
+                step = self._do(lambda: None if cancelled.is_set() else next(steps))
+            except _Cancelled:
+                return
             if step is None:
                 return
             history.append(step3d(step, 0))
@@ -128,7 +147,7 @@ class Worker:
         folder = Path(tempfile.mkdtemp(prefix="files-", dir=self.folder))
         try:
             for each in check_formats(formats):
-                path = self.thread.submit(object3d.save, folder / f"{name}{FORMATS[each]}").result()
+                path = self._do(partial(object3d.save, folder / f"{name}{FORMATS[each]}"))
                 yield Path(shutil.make_archive(str(path), "zip", path)) if path.is_dir() else path
         except Exception:
             shutil.rmtree(folder, ignore_errors=True)

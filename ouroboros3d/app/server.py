@@ -27,7 +27,8 @@ def serving(
         from ouroboros3d.app.jobs import Worker
         from ouroboros3d.app.page import build_page
 
-        blocks = build_page(Worker(pipeline, Path(folder)), examples, limit_mb)
+        worker = Worker(pipeline, Path(folder))
+        blocks = build_page(worker, examples, limit_mb)
         blocks.queue(max_size=WAITING, api_open=False)
         _, address, _ = blocks.launch(
             server_name=host,
@@ -45,4 +46,5 @@ def serving(
         try:
             yield address
         finally:
+            worker.close()
             blocks.close(verbose=False)

@@ -53,7 +53,7 @@ class Line:
 
 def main(arguments: list[str]) -> int:
     parser = ConfigParser(__doc__, "configs/baseline.yaml")
-    parser.add_checkpoint(HUB_ID)
+    parser.add_checkpoint(HUB_ID, own_config=False)
     parser.add_argument("--orbits", required=True, metavar="FOLDER", help="output folder of scripts/render_eval.py")
     parser.add_argument("--list", default="test.txt", help="list of ids in the --orbits folder (default: %(default)s)")
     parser.add_argument(

@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from ouroboros3d.devices import DTYPE_NAMES, check_device_name, dtype_name
@@ -55,20 +56,23 @@ class ConfigParser(Parser):
         known = f"configuration file (default: {config})" if config else "configuration file"
         self.config = self.add_argument(flag, default=config, required=config is None, metavar="YAML", help=known)
         self.fallback: str | None = None  # the default of --config where the weights may bring their own
+        self.weights: str | None = None  # the default of --ckpt
 
-    def add_checkpoint(self, default: str | None = None) -> None:
-        """Adds --ckpt. Without --config the weights' own config.yaml counts, as in `from_pretrained`."""
+    def add_checkpoint(self, default: str | None = None, own_config: bool = True) -> None:
+        """Adds --ckpt. With `own_config` and without --config the weights' config.yaml counts, as in
+        `from_pretrained`."""
         known = "weights: folder, run of train.py, training checkpoint or hub id (default: {})"
         self.add_argument(
             "--ckpt",
             "--checkpoint",
             dest=CHECKPOINT,
-            default=default,
             metavar="FOLDER",
             help=known.format(default or "the config's"),
         )
-        self.fallback, self.config.default = self.config.default, None
-        self.config.help = f"configuration file (default: config.yaml of the weights, else {self.fallback})"
+        self.weights = default
+        if own_config:
+            self.fallback, self.config.default = self.config.default, None
+            self.config.help = f"configuration file (default: config.yaml of the weights, else {self.fallback})"
 
     def add_device(self, dtype: str | None = "sampler.dtype, whose auto is fp16 on cuda, else float32") -> None:
         """Adds --device, which is checked, and --dtype, whose default `dtype` describes; None adds no --dtype."""
@@ -86,7 +90,8 @@ class ConfigParser(Parser):
         args, overrides = split_overrides(args)  # taken out first, or an option of several values would swallow them
         options = super().parse_args(args)
         keys = {key: value for key, value in vars(options).items() if "." in key and value is not None}
-        options.overrides = overrides + [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+        start = [f"{CHECKPOINT}={self.weights}"] if self.weights else []
+        options.overrides = [*start, *overrides, *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
         if self.fallback and options.config is None:
             options.config = self.fallback
             named = [text.partition("=")[2] for text in overrides if text.startswith(f"{CHECKPOINT}=")]
@@ -99,7 +104,7 @@ class ConfigParser(Parser):
 def config_of(weights: str) -> str | None:
     """The config.yaml of weights, in a folder or on the hub; None if they have none."""
     found = config_beside(weights)
-    if found is None and weights.count("/") == 1 and not locate(weights).exists():
+    if found is None and weights.count("/") == 1 and not locate(weights).exists() and not Path(weights).parent.is_dir():
         from huggingface_hub import hf_hub_download
 
         with contextlib.suppress(Exception):  # that the weights cannot be fetched is said when they are loaded

@@ -59,7 +59,7 @@ def _preset_layer(layers: Sequence[tuple[str | Path, DictConfig]]) -> tuple[Path
 
 
 def _check_preset(config: Config, path: Path, layer: DictConfig) -> None:
-    """Refuses a preset of which nothing is left, such as one for a config.yaml that sets every key itself."""
+    """Refuses a preset of which nothing is left."""
     wanted = {k: v for k, v in OmegaConf.to_container(layer).get("sampler", {}).items() if k != "preset"}
     if wanted and all(getattr(config.sampler, key) != value for key, value in wanted.items()):
         raise ConfigError(
@@ -146,11 +146,21 @@ def _layers(path: str | Path | None) -> list[tuple[Path, DictConfig]]:
         if not isinstance(layer, DictConfig):
             raise ConfigError(f"{path}: not a YAML mapping of keys to values")
         base = layer.pop("base", None)
+        _forget_defaults(layer)
         layers.insert(0, (path, layer))
         if len(layers) > 8:
             raise ConfigError(f"{path}: more than 8 files deep in `base:`, probably a circle")
         path = path.parent / base if base is not None else None
     return layers
+
+
+def _forget_defaults(layer: DictConfig) -> None:
+    """Of a file with every key of the sampler, as `save_config` writes them: those with default values leave room for
+    a preset."""
+    usual, sampler = as_kwargs(SamplerConfig()), layer.get("sampler")
+    if isinstance(sampler, DictConfig) and usual.keys() <= sampler.keys():
+        for key in [key for key, value in OmegaConf.to_container(sampler).items() if value == usual.get(key, ...)]:
+            del sampler[key]
 
 
 def _parse_override(text: str) -> DictConfig:

@@ -165,7 +165,11 @@ def _warn_of_newer(export: Path, steps: Sequence[Path]) -> None:
         return
     newest = find_trained(steps[0])
     if newest is not None and newest.stat().st_mtime > weights.stat().st_mtime:
-        _log.warning("%s: older than %s; end the training to export anew, or name that folder", export, steps[0])
+        _log.warning(
+            "%s: older than %s by the files' times; end the training to export anew, or name that folder",
+            export,
+            steps[0],
+        )
 
 
 def is_hub_id(name: str) -> bool:

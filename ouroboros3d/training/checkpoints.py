@@ -23,7 +23,7 @@ from ouroboros3d.files import OutputError
 
 # Keys, or their beginnings. The first that fits counts.
 FREE = (  # change nothing in what is learnt
-    *("model.conventions.renderer", "model.conventions.decode_chunk", "model.conventions.condition_latent"),
+    *("model.conventions.renderer", "model.conventions.condition_latent"),
     *("data.val", "data.cache", "data.max_damaged", "data.workers"),
 )
 FIXED = (  # a checkpoint of other values does not load, or its state would mean something else
@@ -199,17 +199,18 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]
     """
     found: dict[str, list[str]] = {"fixed": [], "defining": [], "free": []}
     for key in sorted((old.keys() & new.keys()) - {"train.resume"}):
-        if old[key] != new[key] and not _same_path(key, old[key], new[key]):
-            found[_kind(key, old[key], new[key])].append(f"{key} {old[key]} -> {new[key]}")
+        if old[key] != new[key]:
+            kind = "free" if _same_path(key, old[key], new[key]) else _kind(key, old[key], new[key])
+            found[kind].append(f"{key} {old[key]} -> {new[key]}")
     return found
 
 
 def _same_path(key: str, old: Any, new: Any) -> bool:
-    """Whether one is the other, seen from another working folder: data/orbits and /home/me/data/orbits."""
+    """Whether one may be the other, seen from another working folder: data/orbits and /home/me/data/orbits."""
     if not key.startswith(("data.root", "model.pretrained.")) or None in (old, new):
         return False
     short, long = sorted((Path(old).parts, Path(new).parts), key=len)
-    return Path(*long).is_absolute() and long[-len(short) :] == short
+    return short == long or (Path(*long).is_absolute() and long[-len(short) :] == short)
 
 
 def _kind(key: str, old: Any, new: Any) -> str:

@@ -324,6 +324,6 @@ def _describe_output(config: Config, samples: int) -> tuple[str, list[str]]:
         compare_runs(checkpoint, *trainer_state(checkpoint), config, samples, named=resume != "auto")
     except UserError as error:
         problems.append(str(error))
-    except (OSError, ValueError):  # a damaged one: the run would take the one before it
+    except Exception:  # a damaged one, in as many ways as there are formats: the run would take the one before it
         pass
     return f"{folder}: resumes from {checkpoint}", problems
