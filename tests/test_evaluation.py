@@ -21,6 +21,7 @@ from PIL import Image
 
 from ouroboros3d.build import build_models
 from ouroboros3d.cli import call, make_picture_test
+from ouroboros3d.cli.options import ConfigParser
 from ouroboros3d.config.loading import load_config
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.splits import build_dataset
@@ -311,6 +312,17 @@ class TestTable:
         for row in single:
             other = rows[row["id"], row["seed"]]
             assert row["render_novel_psnr"] == pytest.approx(other["render_novel_psnr"], abs=2e-3)
+
+
+def test_exported_weights_leave_the_data_as_they_were():
+    """Their config.yaml is of the model alone."""
+    parser = ConfigParser("", "configs/small.yaml")
+    parser.add_checkpoint()
+    options = parser.parse_args(["--ckpt", "checkpoints/small", "sampler.steps=1"])
+    config = load_config(options.config, options.overrides)
+    assert config.data.root == load_config("configs/small.yaml").data.root and config.sampler.steps == 1
+    given = parser.parse_args(["model.pretrained.checkpoint=checkpoints/small", "data.root=elsewhere"])
+    assert load_config(given.config, given.overrides).data.root == "elsewhere"
 
 
 class TestScript:

@@ -96,7 +96,9 @@ class ConfigParser(Parser):
             options.config = self.fallback
             named = [text.partition("=")[2] for text in overrides if text.startswith(f"{CHECKPOINT}=")]
             if weights := keys.get(CHECKPOINT) or (named[-1] if named else None):
-                options.config = config_of(weights) or self.fallback
+                found = config_of(weights)
+                options.config = found or self.fallback
+                options.overrides = [*(_root_for(found, self.fallback) if found else ()), *options.overrides]
                 print(f"configuration: {options.config}", file=sys.stderr)
         return options
 
@@ -110,6 +112,20 @@ def config_of(weights: str) -> str | None:
         with contextlib.suppress(Exception):  # that the weights cannot be fetched is said when they are loaded
             found = hf_hub_download(weights, "config.yaml")
     return None if found is None else str(found)
+
+
+def _root_for(config: str, fallback: str) -> list[str]:
+    """`data.root` of the fallback, as an override, where a configuration says none: that of exported weights."""
+    from omegaconf import OmegaConf
+
+    from ouroboros3d.config.loading import load_config
+
+    try:
+        layer = OmegaConf.load(config)
+    except Exception:  # load_config says what is wrong with it
+        return []
+    said = not OmegaConf.is_dict(layer) or "base" in layer or OmegaConf.select(layer, "data.root") is not None
+    return [] if said else [f"data.root={load_config(fallback).data.root}"]
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
