@@ -235,7 +235,7 @@ class CamerasConfig:
     """The orbit of the generated views."""
 
     num_views: int = 8
-    orbit_frames: int = 16
+    orbit_frames: int = 16  # views of a rendered orbit, evenly around; num_views of them are generated
     elevation: float = _number(0.0, gt=-90, lt=90)  # degrees, of the input view above the object's equator
     trained_elevations: list[float] = _list(-5.0, 30.0, length=2, gt=-90, lt=90)  # lowest, highest in training
     distance: float = _number(DISTANCE, gt=0)
@@ -248,7 +248,7 @@ class TurntableConfig:
 
     size: int = _number(512, ge=2)  # pixels, whatever the size the networks work at
     step: float = _number(2.0, gt=0, le=360)  # degrees a frame
-    radius: float = _number(TURNTABLE_DISTANCE, gt=0)
+    radius: float = _number(TURNTABLE_DISTANCE, gt=0)  # of the camera from the origin
     fov: float = _number(TURNTABLE_FOV, gt=0, lt=180)  # degrees
     fps: int = _number(30, ge=1)
 
@@ -291,9 +291,9 @@ class ObjectiveConfig:
     # Shares of the samples whose sigma lies around the sampler's own first, second, ... level; the rest is as above.
     sigma_levels: list[float] = _list(ge=0)
     sigma_level_std: float = _number(0.3, ge=0)  # of ln sigma around such a level
-    condition_sigma_mean: float = -3.0
+    condition_sigma_mean: float = -3.0  # likewise, of the noise on the condition image
     condition_sigma_std: float = _number(0.5, ge=0)
-    dropout: float = _number(0.1, ge=0, le=1 / 3)
+    dropout: float = _number(0.1, ge=0, le=1 / 3)  # rate of dropping the image embedding, the latent, and both, each
     feedback_probability: float = _number(0.5, ge=0, le=1)  # of a second pass that sees the rendered maps
     feedback: list[str] | None = None  # maps it sees, others are zero; null: all of model.multiview.feedback
     second_loss: Literal["replace", "add"] = "replace"  # what the loss of the second pass does to the first's
