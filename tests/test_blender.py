@@ -233,7 +233,7 @@ def test_of_several_scenes_the_default_one_is_rendered(backend, default, faces, 
 
 def test_without_the_wheel_the_way_out_is_named(monkeypatch):
     monkeypatch.setattr(blender.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install .*ouroboros3d\[blender\].*--backend light"):
+    with pytest.raises(UserError, match=r"pip install .*\.\[blender\].*--backend light"):
         blender.require_bpy()
 
 
