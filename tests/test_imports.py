@@ -85,7 +85,7 @@ def test_models_and_rendering_never_import_each_other():
 
 
 def test_the_trainer_knows_no_network():
-    allowed = {"config", "errors", "files", "timing", "training", "visualize"}
+    allowed = {"config", "devices", "errors", "files", "timing", "training", "visualize"}
     assert imported_layers(PACKAGE / "training" / "trainer.py") <= allowed
 
 
