@@ -14,7 +14,7 @@ from ouroboros3d.cli import call
 from ouroboros3d.config.loading import save_config
 from ouroboros3d.evaluation import candidate_choice
 from ouroboros3d.inference import candidates as module
-from ouroboros3d.inference.candidates import candidates, elevation_grid, score, score_parts, scored
+from ouroboros3d.inference.candidates import candidates, elevation_grid, score, score_parts, step_at
 from ouroboros3d.models.weights import save_checkpoint
 from ouroboros3d.pipeline import Ouroboros3DPipeline
 
@@ -58,22 +58,22 @@ def test_scoring_stops_at_its_step(pipe, picture):
             seen.append(step.index)
             yield step
 
-    assert torch.equal(scored(steps(), images, 2), score(list(pipe.steps(images, [1]))[1], images))
+    assert torch.equal(score(step_at(steps(), 2), images), score(list(pipe.steps(images, [1]))[1], images))
     assert seen == [0, 1]
 
 
-def test_a_shorter_loop_and_smaller_views_are_scored_as_well(pipe, picture):
+def test_a_shorter_loop_and_smaller_views_are_step_at_as_well(pipe, picture):
     sampler = replace(pipe.config.sampler, last_sigma=10.0, loop_decoder="half")
     config = replace(pipe.config, sampler=sampler)
     steps = list(pipe.steps(picture[None], [1], config=config))
     assert len(steps) == 2 and steps[0].views.shape[-1] == 16
     assert torch.isfinite(score_parts(steps[0], picture[None])["agreement"]).all()
-    assert torch.equal(scored(iter(steps), picture[None], 3), score(steps[-1], picture[None]))
+    assert torch.equal(score(step_at(iter(steps), 3), picture[None]), score(steps[-1], picture[None]))
 
 
 def test_the_chosen_object_is_that_of_its_seed(pipe, picture):
     output = pipe(picture, seed=5, num_candidates=3)
-    scores = [scored(pipe.steps(picture[None], [s]), picture[None], 3).item() for s in (5, 6, 7)]
+    scores = [score(step_at(pipe.steps(picture[None], [s]), 3), picture[None]).item() for s in (5, 6, 7)]
     best = 5 + scores.index(max(scores))
     assert output[0].seed == best
     alone = pipe(picture, seed=best)[0]

@@ -64,11 +64,6 @@ def score(step: SamplerStep, images: Tensor) -> Tensor:
     return score_parts(step, images)["reprojection"]
 
 
-def scored(steps: Iterable[SamplerStep], images: Tensor, stop: int) -> Tensor:
-    """Runs `stop` steps of the loop, or all of a shorter one, and returns the scores [B] there."""
-    return score(step_at(steps, stop), images)
-
-
 def step_at(steps: Iterable[SamplerStep], stop: int) -> SamplerStep:
     """Runs `stop` steps of the loop, or all of a shorter one, and returns the last of these."""
     return collections.deque(itertools.islice(steps, stop), maxlen=1).pop()
