@@ -62,7 +62,7 @@ def test_scoring_stops_at_its_step(pipe, picture):
     assert seen == [0, 1]
 
 
-def test_a_shorter_loop_and_smaller_views_are_step_at_as_well(pipe, picture):
+def test_a_shorter_loop_and_smaller_views_are_scored_as_well(pipe, picture):
     sampler = replace(pipe.config.sampler, last_sigma=10.0, loop_decoder="half")
     config = replace(pipe.config, sampler=sampler)
     steps = list(pipe.steps(picture[None], [1], config=config))

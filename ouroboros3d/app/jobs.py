@@ -22,6 +22,7 @@ from ouroboros3d.export.object3d import Object3D, Step3D, step3d
 from ouroboros3d.inference.colour import with_alpha
 from ouroboros3d.inference.photo import cut_out, load_condition_image, open_picture
 from ouroboros3d.pipeline import Ouroboros3DPipeline
+from ouroboros3d.sampler import SamplerStep
 from ouroboros3d.visualize import to_uint8
 
 PREVIEW = 320  # pixels
@@ -112,12 +113,16 @@ class Worker:
         Raises ConfigError, NumericalError, DeviceError.
         """
         config, pipeline = self.configure(settings), self.pipeline
+
+        def go_on() -> None:
+            if cancelled.is_set() or self.closed.is_set():
+                raise _Cancelled
+
+        def next_step() -> SamplerStep:
+            go_on()
+            return next(steps)
+
         if settings.candidates > 1:
-
-            def go_on() -> None:
-                if cancelled.is_set() or self.closed.is_set():
-                    raise _Cancelled
-
             start = settings.seed, settings.elevation, settings.candidates
             try:
                 best = self._do(partial(pipeline.choose, picture.image, *start, config, after_step=go_on))
@@ -129,10 +134,8 @@ class Worker:
         history: list[Step3D] = []
         while not history or len(history) < history[-1].total:  # a preset may take fewer steps
             try:
-                step = self._do(lambda: None if cancelled.is_set() else next(steps))
+                step = self._do(next_step)
             except _Cancelled:
-                return
-            if step is None:
                 return
             history.append(step3d(step, 0))
             yield history[-1]
