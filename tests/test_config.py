@@ -303,3 +303,21 @@ def test_a_batch_fits_the_grid_of_cudas_attention(size, most):
     assert model.batch_size(1000) == 1  # the release's conventions mix samples
     model.image_size, model.conventions.temporal_context, model.conventions.decode_chunk = size, "textbook", 0
     assert [model.batch_size(n) for n in (0, 1, most, most + 1)] == [1, 1, most, most]
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "own"),
+    [
+        ("sampler.dtype", "fp32", "float32"),
+        ("sampler.dtype", "bfloat16", "bf16"),
+        ("train.mixed_precision", "float32", "fp32"),
+        ("train.mixed_precision", "float16", "fp16"),
+    ],
+)
+def test_a_precision_answers_to_all_its_names_in_every_key(key, name, own):
+    section, field = key.split(".")
+    assert getattr(getattr(load_config(None, [f"{key}={name}"]), section), field) == own
+
+
+def test_an_unknown_precision_is_refused_as_it_was_written():
+    assert "int8" in refusal("train.mixed_precision=int8")

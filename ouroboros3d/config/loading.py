@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ouroboros3d.config.checks import check_config
 from ouroboros3d.config.schema import Config, ModelConfig, SamplerConfig
+from ouroboros3d.devices import dtype_name
 from ouroboros3d.errors import ConfigError, one_line
 from ouroboros3d.files import is_remote, locate, write_whole
 
@@ -78,6 +79,7 @@ def _merge(layers: Sequence[tuple[str | Path, DictConfig]]) -> Config:
     config, derived = OmegaConf.structured(Config), {}
     for source, layer in layers:
         derived |= _take_derived(layer)
+        _spell_precisions(layer)
         try:
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
@@ -102,6 +104,14 @@ def _take_derived(layer: DictConfig) -> dict[str, Any]:
         if isinstance(node, DictConfig) and name in node:
             values[key] = node.pop(name)
     return values
+
+
+def _spell_precisions(layer: DictConfig) -> None:
+    """A precision by any of its names, in the one that each key knows."""
+    for key, float32 in (("sampler.dtype", "float32"), ("train.mixed_precision", "fp32")):
+        if isinstance(name := OmegaConf.select(layer, key), str):
+            name = dtype_name(name)
+            OmegaConf.update(layer, key, float32 if name == "float32" else name)
 
 
 def as_kwargs(config: Any) -> dict[str, Any]:
