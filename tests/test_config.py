@@ -321,3 +321,20 @@ def test_a_precision_answers_to_all_its_names_in_every_key(key, name, own):
 
 def test_an_unknown_precision_is_refused_as_it_was_written():
     assert "int8" in refusal("train.mixed_precision=int8")
+
+
+def test_a_precision_may_refer_to_a_key_that_another_layer_sets(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("train: {mixed_precision: '${sampler.dtype}'}")
+    assert load_config(file, ["sampler.dtype=float16"]).train.mixed_precision == "fp16"
+
+
+@pytest.mark.parametrize("section", ["sampler", "model", "train"])
+def test_a_list_for_a_section_is_refused_with_its_file(tmp_path, section):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"{section}: [1]")
+    assert str(file) in refusal(path=file)
+
+
+def test_a_reference_that_leads_nowhere_is_refused_with_its_key():
+    assert refusal("train.mixed_precision=${no.key}").startswith("train.mixed_precision: ")

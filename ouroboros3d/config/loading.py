@@ -52,7 +52,7 @@ def check_lists(config: Config, *names: str) -> None:
 
 def _preset_layer(layers: Sequence[tuple[str | Path, DictConfig]]) -> tuple[Path, DictConfig]:
     """The file of the preset that the last of these layers to name one names."""
-    names = [OmegaConf.select(layer, "sampler.preset") for _, layer in layers]
+    names = [_written(layer, "sampler.preset") for _, layer in layers]
     name = next((n for n in reversed(names) if n is not None), "exact")
     path = locate(f"configs/presets/{name}.yaml")
     # An unknown name is refused by the type of its key, with the names there are.
@@ -86,8 +86,8 @@ def _merge(layers: Sequence[tuple[str | Path, DictConfig]]) -> Config:
             raise ConfigError(_explain(error, source)) from error
     try:
         config = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        raise ConfigError(_explain(error, layers[0][0])) from error
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere; which layer has it is not known
+        raise ConfigError(_explain(error, "")) from error
     check_config(config)
     for key, value in derived.items():
         if value != (want := DERIVED[key](config.model)):
@@ -100,16 +100,25 @@ def _take_derived(layer: DictConfig) -> dict[str, Any]:
     values = {}
     for key in DERIVED:
         parent, _, name = key.rpartition(".")
-        node = OmegaConf.select(layer, parent)
+        node = _written(layer, parent)
         if isinstance(node, DictConfig) and name in node:
             values[key] = node.pop(name)
     return values
 
 
+def _written(layer: DictConfig, key: str) -> Any:
+    """What a layer by itself says of a key; None where it says nothing, refers to another layer or is of another shape,
+    which merging it refuses by name."""
+    try:
+        return OmegaConf.select(layer, key)
+    except OmegaConfBaseException:
+        return None
+
+
 def _spell_precisions(layer: DictConfig) -> None:
     """A precision by any of its names, in the one that each key knows."""
     for key, float32 in (("sampler.dtype", "float32"), ("train.mixed_precision", "fp32")):
-        if isinstance(name := OmegaConf.select(layer, key), str):
+        if isinstance(name := _written(layer, key), str):
             name = dtype_name(name)
             OmegaConf.update(layer, key, float32 if name == "float32" else name)
 
