@@ -56,7 +56,7 @@ def test_held_out_objects_are_as_good_as_they_were(scores, score, bound):
 
 @torch.no_grad()
 def test_grey_views_give_a_grey_object(config, models):
-    """At the noise level of the last sampling step, which once turned grey into green."""
+    """At the noise level of the last sampling step: told it, LGM once turned grey into green."""
     batch = OrbitBatch.collate([build_dataset(config, "val")[0]])
     grey = batch.images.mean(dim=2, keepdim=True).expand_as(batch.images)
     level = torch.tensor(config.sampler.scheduler.sigma_min).log() / 4

@@ -3,8 +3,8 @@
     python scripts/average_weights.py checkpoints/small/mv_model_unet.safetensors \
       runs/small/feedback/export/mv_model_unet.safetensors --out runs/mean/mv_model_unet.safetensors
 
-Between weights of one origin it is often as good on training data as the best of them, and better on other data. It may
-also be worse: score it by scripts/evaluate.py before you keep it.
+Of weights with one origin the mean may be better or worse than each: score it by scripts/evaluate.py before you keep it
+(docs/results.md has a case of both).
 """
 
 from __future__ import annotations
