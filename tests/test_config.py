@@ -338,3 +338,20 @@ def test_a_list_for_a_section_is_refused_with_its_file(tmp_path, section):
 
 def test_a_reference_that_leads_nowhere_is_refused_with_its_key():
     assert refusal("train.mixed_precision=${no.key}").startswith("train.mixed_precision: ")
+
+
+@pytest.mark.parametrize("part", ["unet", "lgm", "vae", "image_encoder"])
+def test_a_file_for_a_part_that_the_checkpoint_brings_is_refused(part, tmp_path):
+    """It would not be read; a YAML file may name what its run started from."""
+    small, key = Path(__file__).parents[1] / "configs" / "small.yaml", f"model.pretrained.{part}"
+    text = refusal(f"{key}=some/file", path=small)
+    assert text.startswith(f"{key} = 'some/file': is not read") and "checkpoints/small" in text
+    assert load_config(small, [f"{key}=null"]).model.pretrained.checkpoint == "checkpoints/small"
+    assert getattr(load_config(small, [f"{key}=some/file", "model.pretrained.checkpoint=null"]).model.pretrained, part)
+    (tmp_path / "run.yaml").write_text(f"model: {{pretrained: {{{part}: some/file}}}}")
+    assert load_config(tmp_path / "run.yaml", ["model.pretrained.checkpoint=checkpoints/small"])
+
+
+def test_a_part_that_the_checkpoint_lacks_may_be_named(tmp_path):
+    overrides = [f"model.pretrained.checkpoint={tmp_path}", "model.pretrained.vae=some/file"]
+    assert load_config(None, overrides).model.pretrained.vae == "some/file"

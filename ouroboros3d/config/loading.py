@@ -37,6 +37,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     preset = _preset_layer([*files, *flags])
     config = _merge([*files[:-1], preset, *files[-1:], *flags])
     _check_preset(config, *preset)
+    _check_parts(config, [layer for _, layer in flags])
     if not is_remote(config.data.root):
         config.data.root = str(locate(config.data.root))
     return config
@@ -67,6 +68,21 @@ def _check_preset(config: Config, path: Path, layer: DictConfig) -> None:
             f"sampler.preset = {path.stem!r}: the configuration sets every key of the preset to something else; name "
             f"the keys of {path.name} as key=value instead"
         )
+
+
+def _check_parts(config: Config, overrides: Sequence[DictConfig]) -> None:
+    """Refuses an override that names a file for a part which the checkpoint brings: the checkpoint's is what counts. In
+    YAML files both may stand, since those of a stage name what it started from."""
+    checkpoint = config.model.pretrained.checkpoint
+    for part in ("unet", "lgm", "vae", "image_encoder") if checkpoint is not None else ():
+        named = [value for layer in overrides if (value := _written(layer, f"model.pretrained.{part}")) is not None]
+        brings = part in ("unet", "lgm") or any(locate(checkpoint).glob(f"{part}.*"))
+        if named and getattr(config.model.pretrained, part) is not None and brings:
+            raise ConfigError(
+                f"model.pretrained.{part} = {named[-1]!r}: is not read, because model.pretrained.checkpoint = "
+                f"{checkpoint!r} brings its own; name a folder with this file, or set the checkpoint to null and name "
+                "every part"
+            )
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
