@@ -10,6 +10,7 @@ It drives the one sampler of sampler.py. Shapes: B pictures, V views, H = W pixe
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 import sys
@@ -112,13 +113,20 @@ class Ouroboros3DPipeline:
         pick_device(device)  # before anything is fetched
         local = locate(Path(source).expanduser())
         folder = find_checkpoint(local if local.exists() else source)
-        if not isinstance(config, Config):
-            path = config if config is not None else config_beside(local) or config_beside(folder)
-            config = load_config(path, [*(RELEASE if path is None else ()), *overrides])
-        else:
+        if isinstance(config, Config):
+            if overrides:
+                raise ConfigError(
+                    "overrides: a Config object takes none; set its values, or name a YAML file as config"
+                )
             config = copy.deepcopy(config)
-        config.model.pretrained.checkpoint = str(folder)
-        return cls.from_config(config, device, torch_dtype)
+            config.model.pretrained.checkpoint = str(folder)
+            return cls.from_config(config, device, torch_dtype)
+        key = "model.pretrained.checkpoint"
+        if any(text.startswith(f"{key}=") for text in overrides):
+            raise ConfigError(f"{key}: from_pretrained's first argument names it; leave it out of the overrides")
+        path = config if config is not None else config_beside(local) or config_beside(folder)
+        start = [*(RELEASE if path is None else ()), *overrides, f"{key}={json.dumps(str(folder))}"]
+        return cls.from_config(load_config(path, start), device, torch_dtype)
 
     def save_pretrained(self, folder: str | Path, layout: str = "diffusers") -> None:
         """Writes what `from_pretrained` reads: the networks and config.yaml.

@@ -107,7 +107,8 @@ def plan_steps(config: SamplerConfig, sigmas: list[float], every_step: bool = Tr
 
     def fed(step: int) -> bool:
         """The paper's feedback-schedule table, thinned out."""
-        if step > end or step < max(config.feedback_from, 1) or (step - 1) % config.feedback_every:
+        first = max(config.feedback_from, 1)
+        if step > end or step < first or (step - first) % config.feedback_every:
             return False
         before_end = config.feedback_to is None or step < config.feedback_to
         return bool(config.feedback) and before_end and _within(sigmas[step], config.feedback_sigma)

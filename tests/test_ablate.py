@@ -240,6 +240,11 @@ def test_processes_that_fail_or_are_stopped(ablate):
         (["--steps", "2", "--start", "MISSING"], "--start MISSING: no such checkpoint folder"),
         (["--steps", "2", "--base", "MISSING.yaml"], "MISSING.yaml: no such config file"),
         (["--steps", "2", "objective.feedbak=[]"], "objective.feedbak"),
+        (
+            ["--steps", "2", "objective.feedback_probability=0.7"],
+            "the row separate is objective.feedback_probability = 0.0",
+        ),
+        (["--steps", "2", "train.seed=3"], "train.seed=3: this command sets it; use --train_seeds"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(ablate, base, tmp_path, capsys, more, words):

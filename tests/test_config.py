@@ -239,6 +239,7 @@ class TestValues:
             ("cameras.num_views=17", "17", "orbit_frames = 16"),
             ("cameras.num_views=0", "0", "1 .. "),
             ("sampler.guidance=[1]", "[1.0]", "2 numbers"),
+            ("sampler.feedback_from=25", "25", "nothing would be fed back in 25 steps"),
             ("sampler.offload=true sampler.compile=true", "True", "false with sampler.compile"),
             ("sampler.scheduler.sigma_min=900", "900.0", "sigma_max = 700.0"),
             ("objective.reconstruction=none objective.diffusion=false", "False", "nothing would be trained"),
@@ -352,6 +353,21 @@ def test_a_file_for_a_part_that_the_checkpoint_brings_is_refused(part, tmp_path)
     assert load_config(tmp_path / "run.yaml", ["model.pretrained.checkpoint=checkpoints/small"])
 
 
+@pytest.mark.parametrize("place", ["vae.safetensors", "vae.pth", "export/vae.safetensors", "vae/model.safetensors"])
+def test_a_checkpoint_brings_a_part_in_any_layout(place, tmp_path):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).touch()
+    text = refusal(f"model.pretrained.checkpoint={tmp_path}", "model.pretrained.vae=some/file")
+    assert text.startswith("model.pretrained.vae = 'some/file': is not read")
+
+
 def test_a_part_that_the_checkpoint_lacks_may_be_named(tmp_path):
     overrides = [f"model.pretrained.checkpoint={tmp_path}", "model.pretrained.vae=some/file"]
     assert load_config(None, overrides).model.pretrained.vae == "some/file"
+
+
+@pytest.mark.parametrize(("overrides", "first"), [(["sampler.feedback_to=1"], 1), (["sampler.feedback_from=5"], 5)])
+def test_a_schedule_that_feeds_nothing_is_refused(overrides, first):
+    text = refusal(*overrides, *(["sampler.feedback_to=5"] if first == 5 else []))
+    assert text.startswith(f"sampler.feedback_to = {first}: nothing would be fed back from step {first} on")
+    assert load_config(None, [f"sampler.feedback_to={first}", "sampler.feedback=[]"])

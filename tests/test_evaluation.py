@@ -413,6 +413,8 @@ class TestScript:
             (["--ckpt", "MISSING"], ["MISSING", "no such checkpoint folder"]),
             (["--device", "tpu"], ["--device tpu"]),
             (["sampler.step=3"], ["sampler.step"]),
+            (["sampler.seed=3"], ["sampler.seed=3", "use --seeds"]),
+            (["data.val=none.txt"], ["none.txt", "no such file"]),
             (["--out", "/proc/nothing"], ["/proc/nothing", "choose another output folder"]),
         ],
     )

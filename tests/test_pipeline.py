@@ -224,6 +224,20 @@ def test_the_small_model_loads_by_its_folder_from_anywhere(tmp_path, monkeypatch
         assert getattr(pipe.config, part) == getattr(expected, part)
 
 
+def test_what_from_pretrained_would_not_read_is_refused():
+    """Overrides beside a Config object, another checkpoint, and files for parts that the folder brings."""
+    for overrides, words in (
+        (["model.pretrained.lgm=some/file"], "model.pretrained.lgm = 'some/file': is not read"),
+        (["model.pretrained.vae=some/file"], "model.pretrained.vae = 'some/file': is not read"),
+        (["model.pretrained.checkpoint=elsewhere"], "first argument names it"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Ouroboros3DPipeline.from_pretrained("checkpoints/small", overrides=overrides, device="cpu")
+    with pytest.raises(ConfigError, match="overrides: a Config object takes none"):
+        config = load_config("configs/small.yaml")
+        Ouroboros3DPipeline.from_pretrained("checkpoints/small", config=config, overrides=["sampler.steps=2"])
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "image_encoder", "conditioning", "lgm"])
 def test_a_folder_without_one_part_is_named(pipe, tmp_path, part):
     pipe.save_pretrained(tmp_path / "model")

@@ -219,6 +219,12 @@ def test_the_best_checkpoint_stays_and_is_exported(tmp_path):
     assert [step for step, name in exports if name != "export"] == [1, 2, 6]
 
 
+def test_a_best_metric_that_validation_lacks_is_said(tmp_path, caplog):
+    trainer = make(tmp_path, best_metric=["scoer"])
+    assert not trainer._is_best({"score": 1.0, "other": 2.0})
+    assert "train.best_metric = ['scoer']: validation has score, other, so best/ is not kept" in caplog.text
+
+
 def test_the_best_may_be_the_lowest(tmp_path):
     trainer = make(tmp_path, best_metric=["score"], best_direction="min")
     assert [trainer._is_best({"score": score}) for score in (3.0, 4.0, 3.0, 2.0)] == [True, False, False, True]

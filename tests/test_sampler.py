@@ -112,8 +112,7 @@ class TestFeedback:
             ({"feedback_from": 2, "feedback_to": 4}, [2, 3]),
             ({"feedback_every": 2}, [1, 3]),
             ({"feedback_every": 3}, [1, 4]),
-            ({"feedback_from": 9}, []),
-            ({"feedback_to": 0}, []),
+            ({"feedback_from": 2, "feedback_every": 2}, [2, 4]),
             ({"feedback": []}, []),
         ],
     )

@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ouroboros3d.cameras import Cameras
+from ouroboros3d.cli import call
 from ouroboros3d.config.loading import config_from_dict
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.models.svd import make_vae
@@ -87,3 +89,11 @@ def test_labels_are_made_where_the_batch_is():
         batch = OrbitBatch(torch.empty(2, 4, 3, 16, 16, device="meta"), cameras, ["a", "b"])
         losses = objective(batch, torch.ones(2, dtype=torch.long))
     assert losses["total"].device.type == losses["accuracy"].device.type == "meta"
+
+
+def test_a_tiny_decoder_needs_a_trained_vae(script, tmp_path, capsys):
+    """configs/small.yaml names a checkpoint, which this command does not read."""
+    root = Path(__file__).parent / "data" / "orbits"
+    more = [f"data.root={root}", "data.cache=none", f"train.output_dir={tmp_path / 'run'}"]
+    assert call(script.main, ["tiny_decoder", "--config", "configs/small.yaml", *more]) == 2
+    assert "model.pretrained.vae = null: names the trained VAE" in capsys.readouterr().err

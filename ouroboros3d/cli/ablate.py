@@ -17,11 +17,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ouroboros3d.cli.options import ConfigParser, say_loading
+from ouroboros3d.cli.options import ConfigParser, refuse_keys, say_loading
 from ouroboros3d.config.loading import load_config, parse_duration
 from ouroboros3d.devices import check_device_name
 from ouroboros3d.errors import UserError
 from ouroboros3d.evaluation.ablation_rows import ROWS, TABLES
+
+# Keys that this command sets, and by what.
+OWN_KEYS = {
+    "train.seed": "--train_seeds",
+    "train.steps": "--steps",
+    "train.time_budget": "--budget",
+    "train.output_dir": "--out",
+    "sampler.seed": "--seeds",
+    "data.val": "--list",
+}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -43,6 +53,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--device", type=check_device_name, help="cpu or cuda (default: cuda if available)")
     add("--report", action="store_true", help="only make the tables, from finished rows")
     options = parser.parse_args(arguments)
+    refuse_keys(options.overrides, OWN_KEYS)
     if bool(options.steps) == bool(options.budget):
         raise UserError("give either --steps (equal samples) or --budget (equal time)")
     if options.budget:

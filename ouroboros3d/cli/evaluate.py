@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from ouroboros3d.cli.options import ConfigParser, say_loading
+from ouroboros3d.cli.options import ConfigParser, refuse_keys, say_loading
 from ouroboros3d.config.loading import check_lists, load_config
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import write_json
@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if min(options.objects, *options.seeds) < 0 or options.batch < 1:
         raise UserError("--objects and --seeds must not be negative, --batch at least 1")
+    refuse_keys(options.overrides, {"sampler.seed": "--seeds"})
     config = load_config(options.config, options.overrides)
     check_lists(config, config.data.val)
     say_loading()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ouroboros3d.cli.options import ConfigParser, say_loading
+from ouroboros3d.cli.options import ConfigParser, refuse_keys, say_loading
 from ouroboros3d.config.loading import load_config
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import check_writable_dir, write_csv, write_lines
@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if min(options.objects, options.candidates, options.elevations) < 0:
         raise UserError("--objects, --candidates and --elevations must not be negative")
+    refuse_keys(options.overrides, {"sampler.seed": "--candidates, whose seeds start at 0"})
     config = load_config(options.config, [*options.overrides, "data.cache=none"])
     folder = check_writable_dir(options.out)
     say_loading()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ouroboros3d.devices import DTYPE_NAMES, check_device_name, dtype_name
+from ouroboros3d.errors import UserError
 from ouroboros3d.files import config_beside, locate
 
 SMALL_CONFIG = "configs/small.yaml"  # looked up in the repository or the package, see files.locate
@@ -88,10 +89,13 @@ class ConfigParser(Parser):
         """The options, and in `overrides` the key=value arguments, behind them those that options stand for: whose
         `dest` is a key of the configuration."""
         args, overrides = split_overrides(args)  # taken out first, or an option of several values would swallow them
-        options = super().parse_args(args)
-        keys = {key: value for key, value in vars(options).items() if "." in key and value is not None}
+        defaults = {action.dest: action.default for action in self._actions if "." in action.dest}
+        options = super().parse_args(args, argparse.Namespace(**dict.fromkeys(defaults)))
+        keys = {key: value for key in defaults if (value := getattr(options, key)) is not None}
+        # What an option has by default, a key=value may change.
+        defaults = {key: value for key, value in defaults.items() if value is not None}
         start = [f"{CHECKPOINT}={self.weights}"] if self.weights else []
-        options.overrides = [*start, *overrides, *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
+        options.overrides = [*start, *_as_overrides(defaults), *overrides, *_as_overrides(keys)]
         if self.fallback and options.config is None:
             options.config = self.fallback
             named = [text.partition("=")[2] for text in overrides if text.startswith(f"{CHECKPOINT}=")]
@@ -101,6 +105,18 @@ class ConfigParser(Parser):
                 options.overrides = [*(_root_for(found, self.fallback) if found else ()), *options.overrides]
                 print(f"configuration: {options.config}", file=sys.stderr)
         return options
+
+
+def _as_overrides(keys: dict[str, object]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+
+
+def refuse_keys(overrides: Sequence[str], options: dict[str, str]) -> None:
+    """Refuses overrides of keys that a command sets itself, by the name of the option that does. Raises UserError."""
+    for text in overrides:
+        key = text.partition("=")[0]
+        if key in options:
+            raise UserError(f"{text}: this command sets it; use {options[key]}")
 
 
 def config_of(weights: str) -> str | None:

@@ -76,7 +76,9 @@ def _check_parts(config: Config, overrides: Sequence[DictConfig]) -> None:
     checkpoint = config.model.pretrained.checkpoint
     for part in ("unet", "lgm", "vae", "image_encoder") if checkpoint is not None else ():
         named = [value for layer in overrides if (value := _written(layer, f"model.pretrained.{part}")) is not None]
-        brings = part in ("unet", "lgm") or any(locate(checkpoint).glob(f"{part}.*"))
+        folder = locate(checkpoint)
+        places = [f"{run}{end}" for run in ("", "export/", "best/") for end in (f"{part}.*", f"{part}/*")]
+        brings = part in ("unet", "lgm") or any(path for place in places for path in folder.glob(place))
         if named and getattr(config.model.pretrained, part) is not None and brings:
             raise ConfigError(
                 f"model.pretrained.{part} = {named[-1]!r}: is not read, because model.pretrained.checkpoint = "

@@ -168,7 +168,8 @@ class PretrainedConfig:
     image_encoder: str | None = None  # a file of weights for the configured image encoder
     unet: str | None = None  # mv_model_unet alone
     tiny_decoder: str | None = None  # an AutoencoderTiny, folder or hub id, for sampler.loop_decoder=tiny
-    checkpoint: str | None = None  # a folder with mv_model_unet and recon_model (and vae, image_encoder)
+    # A folder with mv_model_unet and recon_model (and vae, image_encoder). What it has counts before the files above.
+    checkpoint: str | None = None
 
 
 @dataclass
@@ -211,7 +212,7 @@ class SamplerConfig:
     feedback: list[str] = _list("rgb", "ccm")  # maps fed back; the others are zero
     feedback_from: int = _number(0, ge=0)  # first step that receives feedback (the paper's schedule table)
     feedback_to: int | None = _number(None, ge=0)  # first step that no longer does
-    feedback_every: int = _number(1, ge=1)  # feed back after every n-th step only
+    feedback_every: int = _number(1, ge=1)  # from the first on, only every n-th step receives feedback
     # whose maps are fed back: the object's own; as controls, the next object's of the batch or those of the true views
     feedback_of: Literal["own", "another", "truth"] = "own"
     feedback_sigma: list[float] | None = _number(None, ge=0)  # [low, high] noise levels that receive it; null: all
@@ -303,6 +304,7 @@ class ObjectiveConfig:
     lpips_weight: float = _number(1.0, ge=0)
     lpips_network: Literal["alex", "vgg"] = "alex"  # for the loss and for scores; alex is the release's
     lpips_warmup_steps: int = _number(0, ge=0)  # steps over which the weight rises from 0; neither paper nor release
+    # The next two count where something is reconstructed; `reconstruction: none` does not read them.
     alpha_weight: float = _number(0.0, ge=0)  # MSE of the rendered alpha, an extra of ours (LGM has it)
     position_weight: float = _number(0.0, ge=0)  # L1 of the Gaussians' positions to unprojected depth, an extra of ours
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ouroboros3d.config.loading import load_config, parse_duration
-from ouroboros3d.errors import UserError
+from ouroboros3d.config.loading import flatten_keys, load_config, parse_duration
+from ouroboros3d.errors import ConfigError, UserError
 from ouroboros3d.evaluation.ablation_rows import PAPER_STEPS, ROWS, TABLES
 from ouroboros3d.evaluation.bootstrap import Interval
 from ouroboros3d.evaluation.evaluator import make_batches
@@ -94,6 +94,12 @@ class Ablation:
     def config_file(self, name: str) -> Path:
         """The base with a row's changes, as a file that train.py and evaluate.py take."""
         layer = OmegaConf.load(locate(f"configs/ablations/{name}.yaml"))
+        own = flatten_keys(OmegaConf.to_container(layer))
+        for text in self.overrides:
+            if (changed := text.partition("=")[0]) in own:
+                raise ConfigError(
+                    f"{text}: the row {name} is {changed} = {own[changed]!r}; leave out the one or the other"
+                )
         step = OmegaConf.select(layer, "sampler.feedback_from")
         if step:
             layer.sampler.feedback_from = round(step * self.steps / PAPER_STEPS)

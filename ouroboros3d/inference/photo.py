@@ -102,7 +102,10 @@ def open_picture(path: str | Path) -> Image.Image:
 
 def cut_out(picture: Image.Image, name: str = "picture", how: bool | str = True) -> Image.Image:
     """An RGBA picture whose alpha channel says where its object is: its own, if that is a mask, else as `how` says:
-    True removes the background, "white" removes a product photo's white, False keeps everything. Raises ImageError."""
+    True removes the background, "white" removes a product photo's white, False keeps everything. Raises ImageError, and
+    ValueError for another `how`."""
+    if how not in (True, False, "white"):
+        raise ValueError(f"remove_background must be True, False or 'white', got {how!r}")
     if has_mask(picture):
         return picture
     picture = with_alpha(picture, 255)  # stray transparent pixels are no hole

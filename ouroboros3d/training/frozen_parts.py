@@ -18,6 +18,7 @@ from ouroboros3d.config.loading import load_config
 from ouroboros3d.config.schema import Config
 from ouroboros3d.data.batch import OrbitBatch
 from ouroboros3d.data.splits import build_dataset
+from ouroboros3d.errors import ConfigError
 from ouroboros3d.evaluation.bootstrap import spread_evenly
 from ouroboros3d.evaluation.metrics import psnr
 from ouroboros3d.models.svd import CLIP_MEAN, CLIP_STD, make_image_encoder, make_tiny_decoder, make_vae
@@ -217,6 +218,11 @@ def train_part(options: argparse.Namespace) -> None:
         module = make_vae(config.model.vae)
         if (start := config.model.pretrained.vae) is not None:
             fit_state(module, read_state(start), start)
+        elif options.part == "tiny_decoder":
+            raise ConfigError(
+                "model.pretrained.vae = null: names the trained VAE that the tiny decoder learns from, such as "
+                "checkpoints/small/vae.safetensors"
+            )
         else:
             see_colours(module)
         objective, validate = VAEObjective(module), partial(score_vae, module, held_out(config))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 import signal
 import time
@@ -34,6 +35,8 @@ from ouroboros3d.training.distributed import PATIENCE, set_up_plugins
 from ouroboros3d.training.optimization import SpikeWatch, learning_rate_factor, make_optimizer
 from ouroboros3d.training.run_log import Means, RunLog
 from ouroboros3d.training.sample_order import StepBatches, Stream
+
+log = logging.getLogger(__name__)
 
 SKIPS = 20  # fp16 steps running whose gradients overflow, which the scaler skips and answers with a smaller scale
 
@@ -301,6 +304,11 @@ class Trainer:
         """Whether this validation beats all before it, by the first of `train.best_metric` that it has."""
         metric = next((name for name in self.config.best_metric if name in values), None)
         if metric is None:
+            if self.config.best_metric not in ([], TrainConfig().best_metric):
+                there = ", ".join(values) or "nothing"
+                log.warning(
+                    "train.best_metric = %s: validation has %s, so best/ is not kept", self.config.best_metric, there
+                )
             return False
         sign = 1 if self.config.best_direction == "max" else -1
         comparable = self.best is not None and self.best["metric"] == metric
