@@ -176,6 +176,7 @@ class PretrainedConfig:
 class ModelConfig:
     image_size: int = _number(512, ge=1)
     multiview: MultiViewConfig = field(default_factory=MultiViewConfig)
+    # With model.pretrained.svd the VAE and the image encoder have the dimensions of its own config.json files.
     vae: VAEConfig = field(default_factory=VAEConfig)
     tiny_decoder: TinyDecoderConfig = field(default_factory=TinyDecoderConfig)
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
