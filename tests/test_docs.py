@@ -21,14 +21,14 @@ REASONS = {"gpu", "weights", "network", "browser", "blender", "serves"}
 ORBITS = ["data.root=tests/data/orbits", "data.cache=none"]
 PARTS = ("vae", "image_encoder", "lgm", "unet")
 START = ["model.pretrained.checkpoint=checkpoints/small", *(f"model.pretrained.{part}=null" for part in PARTS)]
-STEP = ["train.steps=1", "train.batch_size=1", "train.time_budget=", "train.mixed_precision=fp32", "train.tracker=none"]
+STEP = ["train.steps=1", "train.time_budget=", "train.batch_size=1", "train.mixed_precision=fp32", "train.tracker=none"]
 # What is added to commands that match, so that each takes seconds: the last of two equal options counts.
 LOOP = ["sampler.steps=1", "turntable.step=120", "turntable.size=32"]
 SMALLER: list[tuple[str, list[str]]] = [
     (r"run\.sh test\b", ["-n0", "tests/test_timing.py", "tests/test_statistics.py"]),
     (r"inference\.py|run\.sh inference", LOOP),
     (r"evaluate\.py", [*ORBITS, "--seeds", "0", "--no_baselines", "sampler.steps=1"]),
-    (r"ablate\.py", [*ORBITS, *STEP[1:], "--steps", "1", "--seeds", "0", "--rows", "joint", "sampler.steps=1"]),
+    (r"ablate\.py", [*ORBITS, *STEP[2:], "--steps", "1", "--seeds", "0", "--rows", "joint", "sampler.steps=1"]),
     (
         r"ablate\.py",
         ["--train_seeds", "0", "--start", "checkpoints/small", "objective.lpips_weight=0", "objective.sigma_levels=[]"],
