@@ -10,7 +10,6 @@ It drives the one sampler of sampler.py. Shapes: B pictures, V views, H = W pixe
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 import sys
@@ -42,7 +41,7 @@ from ouroboros3d.devices import DTYPE_NAMES, gpu_memory, inference_dtype, pick_d
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.export.object3d import Object3D, Step3D, step3d
 from ouroboros3d.export.output import Ouroboros3DOutput
-from ouroboros3d.files import config_beside, locate
+from ouroboros3d.files import as_override, config_beside, locate
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.inference.candidates import SHARE, Candidate, candidates, elevation_grid, score, step_at
 from ouroboros3d.inference.photo import load_condition_image
@@ -125,7 +124,7 @@ class Ouroboros3DPipeline:
         if any(text.startswith(f"{key}=") for text in overrides):
             raise ConfigError(f"{key}: from_pretrained's first argument names it; leave it out of the overrides")
         path = config if config is not None else config_beside(local) or config_beside(folder)
-        start = [*(RELEASE if path is None else ()), *overrides, f"{key}={json.dumps(str(folder))}"]
+        start = [*(RELEASE if path is None else ()), *overrides, as_override(key, str(folder))]
         return cls.from_config(load_config(path, start), device, torch_dtype)
 
     def save_pretrained(self, folder: str | Path, layout: str = "diffusers") -> None:

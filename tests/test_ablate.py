@@ -252,3 +252,20 @@ def test_bad_input_is_one_line_and_status_2(ablate, base, tmp_path, capsys, more
     assert call(ablate.main, ["--base", str(base), "--out", str(tmp_path / "out"), *more], run=None) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and words in last, last
+
+
+@pytest.mark.parametrize("more", [["sampler.steps=2"], ["sampler.steps=25", "sampler.step_share=0.5"]])
+def test_the_schedule_s_rows_feed_the_last_step_at_the_latest(ablate, tmp_path, more):
+    base = ["--base", str(ROOT / "configs" / "small" / "joint.yaml"), "--out", str(tmp_path / "out"), "--steps", "1"]
+    made = ablation.Ablation(ablate.parse([*base, *more]), run=None)
+    for name in ("from_10", "from_20"):
+        sampler = load_config(made.config_file(name), more).sampler
+        assert 1 <= sampler.feedback_from < sampler.taken_steps
+
+
+def test_a_start_of_the_command_and_one_of_the_keys_are_refused(ablate, base, tmp_path):
+    arguments = ["--base", str(base), "--steps", "1", "--start", str(tmp_path)]
+    with pytest.raises(UserError, match="use --start"):
+        ablate.parse([*arguments, "model.pretrained.checkpoint=elsewhere"])
+    ablate.parse([*arguments, "data.val=test.txt"])  # training checks that list
+    ablate.parse([*arguments, "train.seed=3", "--report"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import sys
@@ -15,7 +14,7 @@ from typing import NoReturn
 
 from ouroboros3d.devices import DTYPE_NAMES, check_device_name, dtype_name
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import config_beside, locate
+from ouroboros3d.files import as_override, config_beside, locate
 
 SMALL_CONFIG = "configs/small.yaml"  # looked up in the repository or the package, see files.locate
 CHECKPOINT = "model.pretrained.checkpoint"
@@ -108,7 +107,7 @@ class ConfigParser(Parser):
 
 
 def _as_overrides(keys: dict[str, object]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+    return [as_override(key, value) for key, value in keys.items()]
 
 
 def refuse_keys(overrides: Sequence[str], options: dict[str, str]) -> None:

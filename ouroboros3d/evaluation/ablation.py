@@ -77,7 +77,7 @@ class Ablation:
         self.options, self.overrides, self.run = options, options.overrides, run
         self.device = ["--device", options.device] if options.device else []
         self.out: Path = options.out
-        self.steps = load_config(options.base, self.overrides).sampler.steps
+        self.steps = load_config(options.base, self.overrides).sampler.taken_steps
         check_writable_dir(self.out)
         settings = {
             "base": str(locate(options.base).resolve()),
@@ -102,7 +102,8 @@ class Ablation:
                 )
         step = OmegaConf.select(layer, "sampler.feedback_from")
         if step:
-            layer.sampler.feedback_from = round(step * self.steps / PAPER_STEPS)
+            # At the latest from the last step on: fewer steps than the paper's round up.
+            layer.sampler.feedback_from = min(round(step * self.steps / PAPER_STEPS), max(self.steps - 1, 1))
         if self.options.start:
             layer = OmegaConf.merge(layer, {"model": {"pretrained": weights_from(self.options.start.resolve())}})
         path = check_writable_dir(self.out / name) / "row.yaml"
