@@ -182,9 +182,3 @@ def check_writable_dir(path: str | Path) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write to {path}: {error.strerror}; choose another output folder") from error
     return path
-
-
-def as_override(key: str, value: object) -> str:
-    """`key=value` whose value is read back as it is, whatever signs a path has."""
-    text = json.dumps(value, ensure_ascii=False)  # YAML has no surrogate pairs
-    return f"{key}=" + text.replace("${", r"\\${")  # else it would refer to another key

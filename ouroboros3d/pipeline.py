@@ -35,13 +35,13 @@ from ouroboros3d.build import (
 )
 from ouroboros3d.cameras import Cameras
 from ouroboros3d.config.checks import check_config
-from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.loading import as_override, load_config
 from ouroboros3d.config.schema import BACKGROUNDS, Config
 from ouroboros3d.devices import DTYPE_NAMES, gpu_memory, inference_dtype, pick_device
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.export.object3d import Object3D, Step3D, step3d
 from ouroboros3d.export.output import Ouroboros3DOutput
-from ouroboros3d.files import as_override, config_beside, locate
+from ouroboros3d.files import config_beside, locate
 from ouroboros3d.gaussians import Gaussians
 from ouroboros3d.inference.candidates import SHARE, Candidate, candidates, elevation_grid, score, step_at
 from ouroboros3d.inference.photo import load_condition_image
@@ -119,13 +119,14 @@ class Ouroboros3DPipeline:
                 )
             config = copy.deepcopy(config)
             config.model.pretrained.checkpoint = str(folder)
-            return cls.from_config(config, device, torch_dtype)
-        key = "model.pretrained.checkpoint"
-        if any(text.startswith(f"{key}=") for text in overrides):
-            raise ConfigError(f"{key}: from_pretrained's first argument names it; leave it out of the overrides")
-        path = config if config is not None else config_beside(local) or config_beside(folder)
-        start = [*(RELEASE if path is None else ()), *overrides, as_override(key, str(folder))]
-        return cls.from_config(load_config(path, start), device, torch_dtype)
+        else:
+            key = "model.pretrained.checkpoint"
+            if any(text.startswith(f"{key}=") for text in overrides):
+                raise ConfigError(f"{key}: from_pretrained's first argument names it; leave it out of the overrides")
+            path = config if config is not None else config_beside(local) or config_beside(folder)
+            layers = [*(RELEASE if path is None else ()), *overrides, as_override(key, folder)]
+            config = load_config(path, layers)
+        return cls.from_config(config, device, torch_dtype)
 
     def save_pretrained(self, folder: str | Path, layout: str = "diffusers") -> None:
         """Writes what `from_pretrained` reads: the networks and config.yaml.

@@ -244,6 +244,7 @@ def test_processes_that_fail_or_are_stopped(ablate):
             ["--steps", "2", "objective.feedback_probability=0.7"],
             "the row separate is objective.feedback_probability = 0.0",
         ),
+        (["--steps", "2", "sampler.dtype=bf16"], "sampler.dtype=bf16: this command sets it; use --dtype"),
         (["--steps", "2", "train.seed=3"], "train.seed=3: this command sets it; use --train_seeds"),
     ],
 )
@@ -265,7 +266,7 @@ def test_the_schedule_s_rows_feed_the_last_step_at_the_latest(ablate, tmp_path, 
 
 def test_a_start_of_the_command_and_one_of_the_keys_are_refused(ablate, base, tmp_path):
     arguments = ["--base", str(base), "--steps", "1", "--start", str(tmp_path)]
-    with pytest.raises(UserError, match="use --start"):
+    with pytest.raises(UserError, match="name it by --start alone"):
         ablate.parse([*arguments, "model.pretrained.checkpoint=elsewhere"])
-    ablate.parse([*arguments, "data.val=test.txt"])  # training checks that list
-    ablate.parse([*arguments, "train.seed=3", "--report"])
+    assert ablate.parse([*arguments, "data.val=mine.txt"]).overrides == ["data.val=mine.txt"]  # training checks it
+    assert ablate.parse([*arguments, "train.seed=3", "--report"]).report

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ouroboros3d.build import build_models
-from ouroboros3d.config.loading import as_kwargs, config_from_dict, load_config, save_config
+from ouroboros3d.config.loading import as_kwargs, as_override, config_from_dict, load_config, save_config
 from ouroboros3d.config.schema import Config
 from ouroboros3d.errors import ConfigError
 
@@ -366,8 +366,16 @@ def test_a_part_that_the_checkpoint_lacks_may_be_named(tmp_path):
     assert load_config(None, overrides).model.pretrained.vae == "some/file"
 
 
-@pytest.mark.parametrize(("overrides", "first"), [(["sampler.feedback_to=1"], 1), (["sampler.feedback_from=5"], 5)])
-def test_a_schedule_that_feeds_nothing_is_refused(overrides, first):
-    text = refusal(*overrides, *(["sampler.feedback_to=5"] if first == 5 else []))
-    assert text.startswith(f"sampler.feedback_to = {first}: nothing would be fed back from step {first} on")
-    assert load_config(None, [f"sampler.feedback_to={first}", "sampler.feedback=[]"])
+@pytest.mark.parametrize(("start", "end"), [(0, 0), (0, 1), (5, 5)])
+def test_a_schedule_that_feeds_nothing_is_refused(start, end):
+    overrides = [f"sampler.feedback_from={start}", f"sampler.feedback_to={end}"]
+    expected = f"sampler.feedback_to = {end}: nothing would be fed back from step {max(start, 1)} on"
+    assert refusal(*overrides).startswith(expected)
+    assert load_config(None, [*overrides, "sampler.feedback=[]"]).sampler.feedback_to == end
+
+
+@pytest.mark.parametrize("name", ["\U0001f600", "a${b}", "c # d", "e='f'", "\\g", "{h}", "[i]"])
+def test_a_path_of_any_name_is_read_back_from_an_override(name):
+    key = "model.pretrained.checkpoint"
+    assert load_config(None, [as_override(key, Path(name))]).model.pretrained.checkpoint == name
+    assert load_config(None, [as_override(key, None)]).model.pretrained.checkpoint is None

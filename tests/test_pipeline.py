@@ -18,7 +18,6 @@ from ouroboros3d.config.loading import load_config
 from ouroboros3d.devices import DeviceError
 from ouroboros3d.errors import ConfigError
 from ouroboros3d.export import FormatError
-from ouroboros3d.files import as_override
 from ouroboros3d.gaussians import load_ply
 from ouroboros3d.inference.photo import ImageError
 from ouroboros3d.models.weights import CheckpointError, save_checkpoint
@@ -237,12 +236,6 @@ def test_what_from_pretrained_would_not_read_is_refused():
     with pytest.raises(ConfigError, match="overrides: a Config object takes none"):
         config = load_config("configs/small.yaml")
         Ouroboros3DPipeline.from_pretrained("checkpoints/small", config=config, overrides=["sampler.steps=2"])
-
-
-@pytest.mark.parametrize("name", ["\U0001f600", "a${b}", "c # d", "e='f'", "\\g"])
-def test_a_folder_of_any_name_is_an_override(name):
-    key = "model.pretrained.checkpoint"
-    assert load_config(None, [as_override(key, f"/tmp/{name}")]).model.pretrained.checkpoint == f"/tmp/{name}"
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "image_encoder", "conditioning", "lgm"])

@@ -23,14 +23,15 @@ from ouroboros3d.devices import check_device_name
 from ouroboros3d.errors import UserError
 from ouroboros3d.evaluation.ablation_rows import ROWS, TABLES
 
-# Keys that this command sets, and by what.
+# Keys that this command sets itself, and what to do instead.
 OWN_KEYS = {
-    "train.seed": "--train_seeds",
-    "train.steps": "--steps",
-    "train.time_budget": "--budget",
-    "train.output_dir": "--out",
-    "sampler.seed": "--seeds",
-    "train.validate_every": "nothing: the evaluation that follows is what scores",
+    "train.seed": "use --train_seeds",
+    "train.steps": "use --steps",
+    "train.time_budget": "use --budget",
+    "train.output_dir": "use --out",
+    "train.validate_every": "the evaluation that follows scores the rows",
+    "sampler.seed": "use --seeds",
+    "sampler.dtype": "use --dtype",
 }
 
 
@@ -54,7 +55,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--report", action="store_true", help="only make the tables, from finished rows")
     options = parser.parse_args(arguments)
     if not options.report:  # finished rows of older code may have such keys
-        refuse_keys(options.overrides, OWN_KEYS | ({"model.pretrained.checkpoint": "--start"} if options.start else {}))
+        start = {"model.pretrained.checkpoint": "name it by --start alone"} if options.start else {}
+        refuse_keys(options.overrides, OWN_KEYS | start)
     if bool(options.steps) == bool(options.budget):
         raise UserError("give either --steps (equal samples) or --budget (equal time)")
     if options.budget:

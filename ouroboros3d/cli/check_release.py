@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ouroboros3d.cli.options import ConfigParser, say_loading
-from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.loading import as_override, load_config
 from ouroboros3d.errors import UserError
 from ouroboros3d.files import check_writable_dir, write_json
 
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_device()
     options = parser.parse_args(arguments)
-    paths = [f"data.root={options.orbits}", f"data.val={options.list}"]
+    paths = [as_override("data.root", options.orbits), as_override("data.val", options.list)]
     config = load_config(options.config, [*paths, *options.overrides])
     if not os.path.isfile(os.path.join(options.orbits, options.list)):
         raise UserError(f"{options.orbits}: has no {options.list}; make the orbits with scripts/render_eval.py")

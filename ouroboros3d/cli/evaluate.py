@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if min(options.objects, *options.seeds) < 0 or options.batch < 1:
         raise UserError("--objects and --seeds must not be negative, --batch at least 1")
-    refuse_keys(options.overrides, {"sampler.seed": "--seeds"})
+    refuse_keys(options.overrides, {"sampler.seed": "use --seeds"})
     config = load_config(options.config, options.overrides)
     check_lists(config, config.data.val)
     say_loading()

@@ -37,8 +37,8 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if min(options.objects, options.candidates, options.elevations) < 0:
         raise UserError("--objects, --candidates and --elevations must not be negative")
-    refuse_keys(options.overrides, {"sampler.seed": "--candidates, whose seeds start at 0"})
-    config = load_config(options.config, [*options.overrides, "data.cache=none"])
+    refuse_keys(options.overrides, {"sampler.seed": "the seeds start at 0"})
+    config = load_config(options.config, ["data.cache=none", *options.overrides])
     folder = check_writable_dir(options.out)
     say_loading()
     from tqdm.auto import tqdm

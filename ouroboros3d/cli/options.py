@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from ouroboros3d.devices import DTYPE_NAMES, check_device_name, dtype_name
 from ouroboros3d.errors import UserError
-from ouroboros3d.files import as_override, config_beside, locate
+from ouroboros3d.files import config_beside, locate
 
 SMALL_CONFIG = "configs/small.yaml"  # looked up in the repository or the package, see files.locate
 CHECKPOINT = "model.pretrained.checkpoint"
@@ -107,15 +107,17 @@ class ConfigParser(Parser):
 
 
 def _as_overrides(keys: dict[str, object]) -> list[str]:
+    from ouroboros3d.config.loading import as_override
+
     return [as_override(key, value) for key, value in keys.items()]
 
 
-def refuse_keys(overrides: Sequence[str], options: dict[str, str]) -> None:
-    """Refuses overrides of keys that a command sets itself, by the name of the option that does. Raises UserError."""
+def refuse_keys(overrides: Sequence[str], advice: dict[str, str]) -> None:
+    """Refuses overrides of keys that a command sets itself, with the advice to each. Raises UserError."""
     for text in overrides:
         key = text.partition("=")[0]
-        if key in options:
-            raise UserError(f"{text}: this command sets it; use {options[key]}")
+        if key in advice:
+            raise UserError(f"{text}: this command sets it; {advice[key]}")
 
 
 def config_of(weights: str) -> str | None:
@@ -133,14 +135,14 @@ def _root_for(config: str, fallback: str) -> list[str]:
     """`data.root` of the fallback, as an override, where a configuration says none: that of exported weights."""
     from omegaconf import OmegaConf
 
-    from ouroboros3d.config.loading import load_config
+    from ouroboros3d.config.loading import as_override, load_config
 
     try:
         layer = OmegaConf.load(config)
     except Exception:  # load_config says what is wrong with it
         return []
     said = not OmegaConf.is_dict(layer) or "base" in layer or OmegaConf.select(layer, "data.root") is not None
-    return [] if said else [f"data.root={load_config(fallback).data.root}"]
+    return [] if said else [as_override("data.root", load_config(fallback).data.root)]
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

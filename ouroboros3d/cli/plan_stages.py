@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ouroboros3d.cli.options import Parser, say_loading, split_overrides
-from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.loading import as_override, load_config
 from ouroboros3d.config.schema import Config, PretrainedConfig
 from ouroboros3d.errors import UserError
 
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     print("| stage | samples per step | seconds per step | steps | samples | hours |\n|---|---|---|---|---|---|")
     total = 0.0
     for name, percent in stages:
-        data = [f"data.root={ROOT / 'tests' / 'data' / 'orbits'}", "data.cache=none", "data.workers=0"]
+        data = [as_override("data.root", ROOT / "tests" / "data" / "orbits"), "data.cache=none", "data.workers=0"]
         config = load_config(ROOT / "configs" / "small" / f"{name}.yaml", [*overrides, *data])
         seconds = step_seconds(name, config, device)
         steps = int(options.budget_seconds * percent / 100 / seconds) if percent else config.train.steps

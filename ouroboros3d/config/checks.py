@@ -137,13 +137,12 @@ def _check_use(must: _Checker, config: Config) -> None:
         interval = getattr(config.sampler, name)
         ok = interval is None or (len(interval) == 2 and interval[0] <= interval[1])
         must(ok, f"sampler.{name}", "wants [lowest, highest] noise level")
-    s = config.sampler
-    want = f"nothing would be fed back in {s.taken_steps} steps: must be less, or set sampler.feedback=[]"
-    must(not s.feedback or s.feedback_from < max(s.taken_steps, 2), "sampler.feedback_from", want)
-    want = f"nothing would be fed back from step {max(s.feedback_from, 1)} on: must be more, or sampler.feedback=[]"
-    must(
-        not s.feedback or s.feedback_to is None or s.feedback_to > max(s.feedback_from, 1), "sampler.feedback_to", want
-    )
+    fed, taken = config.sampler.feedback != [], config.sampler.taken_steps
+    first, end = max(config.sampler.feedback_from, 1), config.sampler.feedback_to  # step 0 has nothing before it
+    want = f"nothing would be fed back in {taken} steps: must be less, or set sampler.feedback=[]"
+    must(not fed or first < max(taken, 2), "sampler.feedback_from", want)
+    want = f"nothing would be fed back from step {first} on: must be more, or set sampler.feedback=[]"
+    must(not fed or end is None or end > first, "sampler.feedback_to", want)
     want = f"must be less than scheduler.sigma_max = {high}: nothing would be sampled"
     must(config.sampler.last_sigma < high, "sampler.last_sigma", want)
     must.be_subset("sampler.feedback", config.model.multiview.feedback)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -73,15 +74,17 @@ def _check_preset(config: Config, path: Path, layer: DictConfig) -> None:
 def _check_parts(config: Config, overrides: Sequence[DictConfig]) -> None:
     """Refuses an override that names a file for a part which the checkpoint brings: the checkpoint's is what counts. In
     YAML files both may stand, since those of a stage name what it started from."""
-    checkpoint = config.model.pretrained.checkpoint
+    pretrained = config.model.pretrained
+    checkpoint = pretrained.checkpoint
     for part in ("unet", "lgm", "vae", "image_encoder") if checkpoint is not None else ():
-        named = [value for layer in overrides if (value := _written(layer, f"model.pretrained.{part}")) is not None]
-        folder = locate(checkpoint)
+        file, named = getattr(pretrained, part), [_written(layer, f"model.pretrained.{part}") for layer in overrides]
+        if file is None or file not in named:
+            continue
+        # As build_models and find_weights look: files, or a folder per part, also those of a run.
         places = [f"{run}{end}" for run in ("", "export/", "best/") for end in (f"{part}.*", f"{part}/*")]
-        brings = part in ("unet", "lgm") or any(path for place in places for path in folder.glob(place))
-        if named and getattr(config.model.pretrained, part) is not None and brings:
+        if part in ("unet", "lgm") or any(path for place in places for path in locate(checkpoint).glob(place)):
             raise ConfigError(
-                f"model.pretrained.{part} = {named[-1]!r}: is not read, because model.pretrained.checkpoint = "
+                f"model.pretrained.{part} = {file!r}: is not read, because model.pretrained.checkpoint = "
                 f"{checkpoint!r} brings its own; name a folder with this file, or set the checkpoint to null and name "
                 "every part"
             )
@@ -198,6 +201,12 @@ def _forget_defaults(layer: DictConfig) -> None:
     if isinstance(sampler, DictConfig) and usual.keys() <= sampler.keys():
         for key in [key for key, value in OmegaConf.to_container(sampler).items() if value == usual.get(key, ...)]:
             del sampler[key]
+
+
+def as_override(key: str, value: Any) -> str:
+    """`key=value` whose value, JSON's or a path, is read back as it is, whatever signs it has."""
+    text = json.dumps(value, ensure_ascii=False, default=str)  # YAML has no surrogate pairs
+    return f"{key}=" + text.replace("${", r"\\${")  # else it would refer to another key
 
 
 def _parse_override(text: str) -> DictConfig:

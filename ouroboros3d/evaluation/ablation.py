@@ -16,7 +16,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ouroboros3d.config.loading import flatten_keys, load_config, parse_duration
+from ouroboros3d.config.loading import as_override, flatten_keys, load_config, parse_duration
 from ouroboros3d.errors import ConfigError, UserError
 from ouroboros3d.evaluation.ablation_rows import PAPER_STEPS, ROWS, TABLES
 from ouroboros3d.evaluation.bootstrap import Interval
@@ -128,13 +128,13 @@ class Ablation:
         arguments += ["--seeds", *map(str, options.seeds), "--objects", str(options.objects), "--no_baselines"]
         arguments += ["--batch", str(options.batch), "--dtype", options.dtype]
         trained = weights_from(training / "export").items()
-        arguments += [*self.overrides, *(f"model.pretrained.{k}={'null' if v is None else v}" for k, v in trained)]
+        arguments += [*self.overrides, *(as_override(f"model.pretrained.{k}", v) for k, v in trained)]
         self.run("evaluate", [*arguments, *self.device])
 
     def _train(self, name: str, seed: int, folder: Path) -> None:
         options = self.options
         # The evaluation that follows is what scores; validation on the way would only cost time.
-        changes = [f"train.output_dir={folder}", f"train.seed={seed}", f"train.validate_every={10**9}"]
+        changes = [as_override("train.output_dir", folder), f"train.seed={seed}", f"train.validate_every={10**9}"]
         if options.steps:
             changes += [f"train.steps={options.steps}", "train.time_budget=''"]
         else:

@@ -16,7 +16,7 @@ from accelerate.utils import release_memory
 from torch.utils.data import Dataset
 
 from ouroboros3d.build import build_models
-from ouroboros3d.config.loading import load_config
+from ouroboros3d.config.loading import as_override, load_config
 from ouroboros3d.config.schema import Config, PretrainedConfig
 from ouroboros3d.data.splits import build_dataset
 from ouroboros3d.errors import UserError
@@ -85,7 +85,9 @@ def benchmark(options: argparse.Namespace) -> None:
     run = os.environ.get("TORCHELASTIC_RUN_ID", os.getpid())  # torchrun's: all processes write to one folder
     folder = Path(tempfile.gettempdir()) / f"benchmark_training_{run}"
     try:
-        config = load_config(options.config, [*options.overrides, f"train.output_dir={folder}", "train.tracker=none"])
+        config = load_config(
+            options.config, [*options.overrides, as_override("train.output_dir", folder), "train.tracker=none"]
+        )
         config.model.pretrained = PretrainedConfig(checkpoint=options.weights)
         table, dataset = [], build_dataset(config, "train")
         for name in rows:
